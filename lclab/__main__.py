@@ -1,0 +1,30 @@
+"""The command line: `lclab COMMAND`, one thin file per command."""
+
+import sys
+
+import typer
+
+from lclab.commands import demo, report, space, sweep, ui
+from search_space.errors import UsageError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Architecture search for context compressors.")
+app.command("demo")(demo.demo)
+app.command("space")(space.space)
+app.add_typer(sweep.app, name="sweep")
+app.command("report")(report.report)
+app.command("ui")(ui.ui)
+
+
+def main() -> None:
+    """Bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UsageError as error:
+        print(f"lclab: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

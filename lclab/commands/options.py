@@ -1,0 +1,14 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["AsJson", "HomePath", "Overrides"]
+
+HomePath = Annotated[Path, typer.Option("--home", help="Where sweeps are kept.", envvar="LCLAB_HOME")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as space.window=[64,256] seeds=3.")
+]

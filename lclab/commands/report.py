@@ -1,0 +1,34 @@
+"""`lclab report`: what a sweep says so far."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lclab.commands.options import AsJson, HomePath
+from sweeps.home import Home
+
+__all__ = ["report"]
+
+
+def report(
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep that was run before.")],
+    home: HomePath = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Analyse a sweep, finished or not, and write its report.html."""
+    folder = Home(home).existing(name)
+    from lclab.reporting import make_report
+    from lclab.show import show_analysis
+    from sweeps.tables import refresh_tables
+
+    frame = refresh_tables(Home(home), name)
+    learnt, _ = make_report(folder)
+    if as_json:
+        print(json.dumps({"sweep": name, "learnt": learnt, "report": str(folder.report)}))
+        return
+    console = Console()
+    show_analysis(console, frame, learnt)
+    console.print(f"\nReport  {folder.report}", soft_wrap=True)

@@ -1,0 +1,39 @@
+"""Results on the terminal, with rich."""
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from analysis import analyse
+from lclab.live import describe
+from reports import text
+from sweeps.status import Status
+
+__all__ = ["show_analysis", "show_status"]
+
+
+def show_analysis(console: Console, frame: pd.DataFrame, learnt: str) -> None:
+    """The table of designs, the statements, and the sentence."""
+    analysis = analyse(frame)
+    headers, rows = text.table(analysis)
+    table = Table(*headers, title="Designs, best first", title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for statement in analysis.statements:
+        console.print(f"• {statement}", highlight=False)
+    console.print(f"\n[bold]Learnt:[/] {learnt}", highlight=False)
+
+
+def show_status(console: Console, status: Status) -> None:
+    """State of the sweep, then one line per trial."""
+    by = f"run by process {status.driver}" if status.driver else "not running"
+    console.print(f"[bold]{status.sweep}[/], {by}: {describe(status.snapshot)}", highlight=False)
+    table = Table("trial", "design", "seed", "role", "state", "rung", "held-out")
+    for t in status.trials:
+        value = "" if t.heldout is None else f"{t.heldout:.3f}"
+        rung = f"{t.rung}/{status.rungs}"
+        table.add_row(str(t.number), t.design, str(t.seed), t.role, t.reason or t.state, rung, value)
+    console.print(table)

@@ -1,0 +1,143 @@
+"""The configuration of a sweep: presets, files and overrides into one checked dataclass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from search_space.compressor import Compressor, Size
+from search_space.design import CONTROLS, Design
+from search_space.errors import UsageError
+from search_space.space import Space
+from trainer.corpus import CorpusConfig
+from trainer.recipe import Recipe
+
+__all__ = ["PRESETS", "SweepConfig", "dump", "load", "presets"]
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """name: folder, study and MLflow experiment of the sweep.
+    baseline: name of the design that others are compared with; seeds: how often it is trained.
+    controls: trained once each, to give the losses a meaning.
+    ablations: train every design that differs from the baseline in one choice before the sampler takes over.
+    trials: how many in all. Where ablations and sampler want more, `trials` wins.
+    sampler, pruner: from Optuna. startup: complete trials before the pruner may prune.
+    workers: trials at a time. threads: of each. address: a Ray cluster to use (`auto`, `ray://host:port`), else one
+    is started here. retries: of a trial after a fault of the machine.
+    """
+
+    name: str = "sweep"
+    baseline: str = "mean-w32-causal-mlp-O0-n8"
+    seeds: int = 3
+    controls: list[str] = field(default_factory=lambda: list(CONTROLS))
+    ablations: bool = True
+    trials: int = 16
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "none"] = "median"
+    startup: int = 4
+    workers: int = 2
+    threads: int = 1
+    address: str = ""
+    retries: int = 2
+    space: Space = field(default_factory=Space)
+    size: Size = field(default_factory=Size)
+    recipe: Recipe = field(default_factory=Recipe)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+
+    def check(self) -> None:
+        """Raise `UsageError` for the first field that cannot be; nothing has been written by then."""
+        limits = {"seeds": 1, "trials": 1, "workers": 1, "threads": 1, "startup": 0, "retries": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}: {getattr(self, name)} is not at least {least}")
+        if not self.name or set(self.name) & set("/\\ ") or self.name.startswith("."):
+            raise UsageError(f"name: {self.name!r} cannot be the name of a folder")
+        for control in self.controls:
+            if control not in CONTROLS:
+                raise UsageError(f"controls: {control!r} is not one of {', '.join(CONTROLS)}")
+        self.space.check()
+        self.recipe.check()
+        self.corpus.check()
+        baseline = Design.parse(self.baseline)
+        outside = self.space.without(baseline)
+        if outside:
+            raise UsageError(f"baseline: {self.baseline} is outside the space, {outside}; set baseline= or that axis")
+        Compressor(baseline, self.model_size())
+
+    def model_size(self) -> Size:
+        """`size` with the corpus's vocabulary."""
+        return replace(self.size, vocab=self.corpus.vocab)
+
+    def planned(self) -> list[tuple[Design, int, str]]:
+        """Design, seed and role of the trials that come before the sampler's, in order."""
+        baseline = Design.parse(self.baseline)
+        plan = [(baseline, seed, "baseline") for seed in range(self.seeds)]
+        plan += [(baseline.but(control=name), 0, "control") for name in self.controls]
+        if self.ablations:
+            plan += [(design, 0, "arm") for design in self.space.neighbours(baseline)]
+        return plan[: self.trials]
+
+
+def presets() -> list[str]:
+    return sorted(p.stem for p in PRESETS.glob("*.yaml"))
+
+
+def load(preset: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """The configuration of a preset's name or a YAML file's path, with `key=value` overrides.
+
+    Raises `UsageError` with the field and the choices.
+    """
+    path = PRESETS / f"{preset}.yaml"
+    if not path.exists():
+        path = Path(preset)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            raise UsageError(f"preset: {preset!r} is neither a preset ({', '.join(presets())}) nor a YAML file")
+    for override in overrides:
+        if "=" not in override:
+            raise UsageError(f"override: {override!r} is not key=value, such as space.window=[64,256]")
+    try:
+        defaults = OmegaConf.structured(SweepConfig(name=path.stem))
+        config = OmegaConf.merge(defaults, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UsageError(_one_line(error)) from error
+    except Exception as error:  # YAML's own parsers, for a file or for the value of an override
+        raise UsageError(f"{preset}: not readable as YAML: {error}") from error
+    assert isinstance(result, SweepConfig)
+    result.check()
+    return result
+
+
+def dump(config: SweepConfig) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(old: str, new: str) -> list[str]:
+    """Keys in which two resolved configurations differ."""
+    a, b = (_flat(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
+    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for name, branch in tree.items():
+        leaves |= _flat(branch, f"{prefix}.{name}" if prefix else str(name))
+    return leaves
+
+
+def _one_line(error: OmegaConfBaseException) -> str:
+    """OmegaConf's first line, with the full key in front."""
+    message = str(error).splitlines()[0]
+    if "AnyNode is not a ListConfig" in message:
+        message = "Invalid value; expected a list such as [1,2]"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {message}" if key else message

@@ -1,0 +1,109 @@
+"""Run a sweep: everything in its place, the driver in the middle. The same call starts, continues and finishes it."""
+
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from search_space.errors import UsageError
+from sweeps.config import SweepConfig, differences, dump
+from sweeps.driver import Driver, Snapshot
+from sweeps.executor import Job
+from sweeps.home import Home, SweepFolder
+from sweeps.ledger import Assignment, Ledger
+from sweeps.ray_executor import RayExecutor
+from sweeps.tables import write_tables
+from sweeps.tracking import MlflowView
+from trainer.corpus import prepare
+from trainer.trial import TrialSpec
+
+__all__ = ["Outcome", "run_sweep"]
+
+CHANGEABLE = {"trials", "seeds", "workers", "threads", "address", "retries"}
+"""Keys that may change when a sweep is continued: none of them changes what a trial computes."""
+
+Report = Callable[[SweepFolder], tuple[str, list[Path]]]
+"""Makes of a sweep's tables what is shown of it: one sentence, and files for the parent run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """frame: the tidy table. note: what the report says in one sentence. stopped: whether trials are left to run."""
+
+    folder: SweepFolder
+    frame: pd.DataFrame
+    note: str
+    stopped: bool
+
+
+def run_sweep(
+    config: SweepConfig,
+    home: Home,
+    report: Report,
+    say: Callable[[str], None] = lambda text: None,
+    watch: Callable[[Snapshot], None] = lambda snapshot: None,
+) -> Outcome:
+    """Run what is left of the sweep.
+
+    Raises `UsageError` when another driver has it, or when it exists with other settings; nothing is written then.
+    """
+    folder, resolved = home.sweep(config.name), dump(config)
+    _refuse_changes(folder, resolved)
+    say("Corpus: building or reusing tokenizer and shards")
+    corpus = prepare(config.corpus, home.corpora, config.workers)
+    with folder.locked():
+        folder.config.write_text(resolved)
+        ledger = Ledger(config, home.study_url)
+        ledger.plan()
+        view = MlflowView(ledger, home, corpus, resolved)
+
+        def job(trial: Assignment) -> Job:
+            spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, str(corpus.folder.resolve()))
+            return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve())
+
+        if not ledger.finished():
+            say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
+            executor = RayExecutor(config.workers, config.threads, config.address)
+            driver = Driver(ledger, executor, job, view, watch)
+            try:
+                with _stopped_by_signals(driver):
+                    driver.run()
+            finally:
+                executor.close()
+        frame = write_tables(ledger, folder)
+        note, files = report(folder)
+        view.close(note, files)
+    return Outcome(folder, frame, note, stopped=not ledger.finished())
+
+
+def _refuse_changes(folder: SweepFolder, resolved: str) -> None:
+    if not folder.config.exists():
+        return
+    changed = [k for k in differences(folder.config.read_text(), resolved) if k not in CHANGEABLE]
+    if changed:
+        raise UsageError(
+            f"{changed[0]}: sweep {folder.path.name!r} exists with another value ({len(changed)} keys differ: "
+            f"{', '.join(changed)}); give the new sweep its own name with name=NEW, or keep the settings"
+        )
+
+
+@contextmanager
+def _stopped_by_signals(driver: Driver) -> Generator[None]:
+    """Ctrl-C or SIGTERM stops the driver cleanly; a second one at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if driver.stopping:
+            sys.exit(130)
+        driver.stop()
+
+    old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

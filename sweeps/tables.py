@@ -1,0 +1,89 @@
+"""The tidy table of a sweep, from the study and the trials' folders; also while it runs."""
+
+from functools import cache
+from typing import Any
+
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from analysis import table
+from search_space.cost import Cost, cost
+from search_space.design import Design
+from sweeps.config import load
+from sweeps.home import Home, SweepFolder
+from sweeps.ledger import Ledger
+from trainer.trial import RungResult
+
+__all__ = ["refresh_tables", "write_tables"]
+
+STATES = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
+    """Write `trials.parquet` and `curves.parquet`; returns the first."""
+    size, span = ledger.config.model_size(), ledger.config.recipe.piece
+    rows: list[dict[str, Any]] = []
+    curves: list[pd.DataFrame] = []
+    for trial in ledger.trials():
+        if trial.state == TrialState.WAITING or "design" not in trial.user_attrs:
+            continue
+        results = RungResult.load_all(folder.trial(trial.number))
+        about = _about(trial, ledger.rungs, _cost(Design.parse(trial.user_attrs["design"]), size, span))
+        rows += [about | _rung(r) for r in results] or [about | {"rung": 0, "step": 0, "tokens": 0}]
+        if results:
+            curve = pd.DataFrame(results[-1].curve, columns=["tokens", "loss", "learning_rate"])
+            curves.append(curve.assign(trial=trial.number))
+    frame = table.to_frame(rows)
+    table.save(frame, folder.table)
+    empty = pd.DataFrame(columns=["tokens", "loss", "learning_rate", "trial"])
+    table.save(pd.concat(curves) if curves else empty, folder.curves)
+    return frame
+
+
+def refresh_tables(home: Home, name: str) -> pd.DataFrame:
+    """The tables of a sweep as it stands, run by somebody else or by nobody. Raises `UsageError` if there is none."""
+    folder = home.existing(name)
+    config = load(str(folder.config))
+    return write_tables(Ledger(config, home.study_url), folder)
+
+
+_cost = cache(cost)
+
+
+def _about(trial: FrozenTrial, rungs: int, costs: Cost) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    return {
+        "trial": trial.number,
+        **Design.parse(attrs["design"]).params(),
+        "design": attrs["design"],
+        "role": attrs["role"],
+        "seed": attrs["seed"],
+        "state": STATES[trial.state],
+        "reason": attrs.get("reason"),
+        "rungs": rungs,
+        "parameters": costs.parameters,
+        "train_flops_per_token": costs.train_flops,
+        "prefill_flops_per_token": costs.prefill_flops,
+    }
+
+
+def _rung(result: RungResult) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "rung": result.rung,
+        "step": result.step,
+        "tokens": result.tokens,
+        "train_loss": result.train_loss,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens / result.seconds,
+    }
+    for task, loss in result.heldout.loss.items():
+        column = "continue_" if task == "continue" else task  # the table's columns are Python names
+        row[column] = loss
+        row[f"{task}_accuracy"] = result.heldout.accuracy[task]
+        row[f"{task}_documents"] = result.heldout.documents[task]
+    return row

@@ -1,0 +1,184 @@
+"""MLflow as a view of a sweep: one experiment, one parent run, one child run per trial.
+
+The view is a projection of the study and the trials' folders, and can be drawn again at any time: runs are found by
+their tags, parameters and points logged twice are the same parameters and points (a point's time is computed from
+the trial, not read off a clock). So a driver that was killed, or a tracking server that was away, costs nothing but
+the next `update`.
+
+Names: params are the axes, `design`, `seed`; metrics are `train_loss`, `learning_rate`, and `heldout_TASK` and
+`heldout_TASK_accuracy`, all with step = raw tokens seen; tags start with `lclab.`.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.git_utils import get_git_commit
+from optuna.trial import FrozenTrial, TrialState
+
+from search_space.design import Design
+from sweeps.config import SweepConfig
+from sweeps.home import Home
+from sweeps.ledger import Ledger
+from trainer.corpus import Corpus
+from trainer.trial import RungResult
+
+__all__ = ["MlflowView"]
+
+STATUS = {
+    TrialState.RUNNING: "RUNNING",
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.FAIL: "FAILED",
+}
+UNFINISHED = "SCHEDULED"  # a trial or sweep that waits for the next driver
+LARGEST_BATCH = 1000  # metrics that MLflow takes at once
+_log = logging.getLogger(__name__)
+
+
+class MlflowView:
+    """Shows `ledger` in MLflow. Faults of the tracking server are logged and made up for by the next update."""
+
+    def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
+        mlflow.set_tracking_uri(home.tracking_url)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        self.client = MlflowClient(tracking_uri=home.tracking_url)
+        self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
+        self._config: SweepConfig = ledger.config
+        self._commit = get_git_commit(".") or "unknown"
+        self._runs: dict[int, str] = {}
+        self._behind: set[int] = set()  # trials whose last update did not get through
+        self._experiment = ""
+        self._parent = ""
+
+    def update(self, numbers: list[int]) -> None:
+        """Bring these trials, and any that are behind, up to date."""
+        self._behind.update(numbers)
+        try:
+            self._open()
+            for number in sorted(self._behind):
+                trial = self._ledger.trial(number)
+                if trial.state != TrialState.WAITING:
+                    self._draw(trial)
+                self._behind.discard(number)
+        except (MlflowException, OSError) as error:
+            _log.warning("MLflow is behind by %d trials: %s", len(self._behind), _first_line(error))
+
+    def close(self, note: str, artifacts: list[Path]) -> None:
+        """The sweep has ended, or waits for its next driver: state, what was learnt, and files on the parent run."""
+        self.update([])
+        unfinished = [t for t in self._ledger.trials() if not t.state.is_finished()]
+        try:
+            self._open()
+            self.client.set_tag(self._parent, "mlflow.note.content", note)
+            for path in artifacts:
+                self.client.log_artifact(self._parent, str(path))
+            if not unfinished:
+                self.client.set_terminated(self._parent, "FINISHED")
+                return
+            for run in [self._parent, *(self._run(t) for t in unfinished if t.state == TrialState.RUNNING)]:
+                self.client.update_run(run, UNFINISHED)
+        except (MlflowException, OSError) as error:
+            _log.warning("MLflow was not told that the sweep ended: %s", _first_line(error))
+
+    def _open(self) -> None:
+        """Find or make the experiment and the parent run."""
+        if self._parent:
+            return
+        name = self._config.name
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            self._experiment = self.client.create_experiment(name, f"file://{self._home.artifacts}/{name}")
+        else:
+            self._experiment = experiment.experiment_id
+        tags = {"lclab.sweep": name, "lclab.role": "sweep", "mlflow.source.git.commit": self._commit}
+        parent, _ = self._find_or_create(name, tags)
+        self.client.log_text(parent, self._resolved, "sweep.yaml")
+        self.client.update_run(parent, "RUNNING")
+        self._parent = parent
+
+    def _find_or_create(self, name: str, tags: dict[str, str], start: int | None = None) -> tuple[str, bool]:
+        """The run that carries all `lclab.` tags; whether it is new."""
+        query = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items() if k.startswith("lclab."))
+        found = self.client.search_runs([self._experiment], query, max_results=1)
+        if found:
+            return found[0].info.run_id, False
+        return self.client.create_run(self._experiment, start, tags, name).info.run_id, True
+
+    def _run(self, trial: FrozenTrial) -> str:
+        """The child run of a trial, made with everything that is known from the start."""
+        if trial.number in self._runs:
+            return self._runs[trial.number]
+        attrs = trial.user_attrs
+        tags = {"lclab.trial": str(trial.number), "mlflow.parentRunId": self._parent}
+        tags["mlflow.source.git.commit"] = self._commit
+        name = f"{trial.number:04d} {attrs['design']} seed {attrs['seed']}"
+        run, new = self._find_or_create(name, tags, _milliseconds(trial))
+        if new:
+            design = Design.parse(attrs["design"])
+            params = {**design.params(), "design": design.name, "seed": attrs["seed"]}
+            self.client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
+            self.client.log_text(run, self._resolved, "sweep.yaml")
+            self.client.log_dict(run, {"trial": trial.number, **params}, "trial.yaml")
+            self.client.log_inputs(run, [self._dataset()])
+        self._runs[trial.number] = run
+        return run
+
+    def _draw(self, trial: FrozenTrial) -> None:
+        """Everything known of a trial, onto its run."""
+        run, attrs = self._run(trial), trial.user_attrs
+        results = RungResult.load_all(self._home.sweep(self._config.name).trial(trial.number))
+        metrics = list(_metrics(trial, results))
+        tags = {"state": trial.state.name.lower(), "role": attrs["role"], "rung": len(results)}
+        tags |= {"design": attrs["design"], "seed": attrs["seed"]}
+        if "reason" in attrs:
+            tags["reason"] = attrs["reason"]
+        for i in range(0, len(metrics), LARGEST_BATCH):
+            self.client.log_batch(run, metrics=metrics[i : i + LARGEST_BATCH])
+        self.client.log_batch(run, tags=[RunTag(f"lclab.{k}", str(v)) for k, v in tags.items()])
+        if trial.state.is_finished():
+            assert trial.datetime_complete is not None
+            self.client.set_terminated(run, STATUS[trial.state], int(trial.datetime_complete.timestamp() * 1000))
+        else:
+            self.client.update_run(run, STATUS[trial.state])
+
+    def _dataset(self) -> DatasetInput:
+        manifest = self._corpus.manifest
+        source = json.dumps({"source": manifest["config"]["source"], "folder": str(self._corpus.folder)})
+        name, digest = self._corpus.folder.name.rsplit("-", 1)
+        profile = json.dumps(manifest["counts"])
+        dataset = Dataset(name, digest, "local", source, profile=profile)
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def _metrics(trial: FrozenTrial, results: list[RungResult]) -> Iterator[Metric]:
+    if not results:
+        return
+    start, last = _milliseconds(trial), results[-1]
+
+    def point(name: str, value: float, tokens: int) -> Metric:
+        return Metric(name, value, start + int(1000 * last.seconds * tokens / last.tokens), tokens)
+
+    for tokens, loss, rate in last.curve:
+        yield point("train_loss", loss, tokens)
+        yield point("learning_rate", rate, tokens)
+    for result in results:
+        for task, loss in result.heldout.loss.items():
+            yield point(f"heldout_{task}", loss, result.tokens)
+            yield point(f"heldout_{task}_accuracy", result.heldout.accuracy[task], result.tokens)
+        yield point("tokens_per_second", result.tokens / result.seconds, result.tokens)
+
+
+def _milliseconds(trial: FrozenTrial) -> int:
+    assert trial.datetime_start is not None
+    return int(trial.datetime_start.timestamp() * 1000)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

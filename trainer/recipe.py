@@ -1,0 +1,101 @@
+"""The recipe: how a design is trained, the same for every design of a sweep.
+
+Progress is counted in steps; a step holds the same raw tokens for every design, so that a budget in steps is one in
+raw tokens. Rungs are annealed (WSD-S): warm-up, constant, and a short decay before each rung's evaluation, then on
+from there at the constant rate, since rankings flip while the rate decays.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from search_space.errors import UsageError
+
+__all__ = ["Recipe", "Stage"]
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the span-length curriculum: `span` tokens are wrapped at once until `until` of the steps."""
+
+    until: float
+    span: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """steps: optimizer steps of a full trial.
+    rungs: where trials are compared, as shares of `steps`; the last is 1.
+    decay: share of a rung's own steps, counted from the previous rung, in which the rate decays to `floor`.
+    piece: raw tokens of one stretch of a document; pieces: how many make a step.
+    curriculum: span length by progress; the last stage ends at 1.
+    parallel: share of reconstructions in which the decoder's own inputs are masked.
+    continuation: share of pieces that are interleaved (wrapped, raw, ...) and scored on raw tokens.
+    muon_rate: peak rate of Muon, for matrices; adamw_rate: of AdamW, for the rest.
+    precision: `auto` is bfloat16 where the hardware multiplies in it, else float32.
+    documents: held-out documents, one span each; the same for every trial.
+    checkpoint_every: steps between checkpoints.
+    """
+
+    steps: int = 600
+    rungs: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    warmup: float = 0.05
+    decay: float = 0.1
+    floor: float = 0.02
+    piece: int = 128
+    pieces: int = 6
+    curriculum: list[Stage] = field(default_factory=lambda: [Stage(0.35, 32), Stage(0.6, 64), Stage(1.0, 128)])
+    parallel: float = 0.5
+    continuation: float = 0.0
+    muon_rate: float = 0.01
+    adamw_rate: float = 0.006
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    precision: Precision = "auto"
+    documents: int = 72
+    checkpoint_every: int = 100
+
+    def check(self) -> None:
+        """Raise `UsageError` for the first field that cannot be."""
+        for name in ("steps", "piece", "pieces", "documents"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"recipe.{name}: {getattr(self, name)} is not at least 1")
+        for name in ("warmup", "decay", "floor", "parallel", "continuation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"recipe.{name}: {getattr(self, name)} is not between 0 and 1")
+        for name in ("muon_rate", "adamw_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"recipe.{name}: {getattr(self, name)} is not above 0")
+        _ascending("recipe.rungs", self.rungs)
+        _ascending("recipe.curriculum", [s.until for s in self.curriculum])
+        if any(s.span < 1 for s in self.curriculum):
+            raise UsageError("recipe.curriculum: a span is not at least 1 token")
+        if len(set(self.rung_steps())) < len(self.rungs) or self.rung_steps()[0] < 1:
+            raise UsageError(f"recipe.rungs: {self.rungs} of {self.steps} steps are not distinct steps")
+
+    def rung_steps(self) -> list[int]:
+        """The step that ends each rung."""
+        return [round(self.steps * r) for r in self.rungs]
+
+    def span_at(self, step: int) -> int:
+        """Curriculum: tokens wrapped at once in `step`, counted from 0."""
+        return next((s.span for s in self.curriculum if step < s.until * self.steps), self.curriculum[-1].span)
+
+    def rate_at(self, step: int) -> float:
+        """Learning-rate factor of `step`, counted from 0, in [floor, 1]."""
+        warmup = max(1, round(self.warmup * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        start = 0
+        for end in self.rung_steps():
+            if step < end:
+                decay = max(1, round(self.decay * (end - start)))
+                return 1 - (1 - self.floor) * max(0.0, (step + 1 - (end - decay)) / decay)
+            start = end
+        return self.floor
+
+
+def _ascending(field_name: str, shares: list[float]) -> None:
+    if not shares or shares[-1] != 1 or any(a >= b for a, b in zip([0.0, *shares], shares, strict=False)):
+        raise UsageError(f"{field_name}: {shares} must ascend from above 0 and end at 1")
