@@ -9,6 +9,7 @@ Notable choices:
 Shapes: R rows, T positions of a row, D encoder width, M decoder width, L latents, P scored positions, V vocabulary.
 """
 
+import zlib
 from dataclasses import dataclass, field
 
 import torch
@@ -83,17 +84,20 @@ class Compressor(nn.Module):
             )
 
     def _initialise(self) -> None:
-        """Linear weights at 1/sqrt(inputs), embeddings as `size` says, the tied head's scale in the last norm."""
-        for module in self.modules():
+        """Linear weights at 1/sqrt(inputs), embeddings as `size` says, the tied head's scale in the last norm.
+
+        Each weight is drawn from a generator of its own, seeded by torch's state and the weight's name: what two
+        designs have in common starts equal, so that a comparison of one seed is paired in its weights too.
+        """
+        base = int(torch.randint(2**31, (), device="cpu"))
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                _draw(module.weight, module.in_features**-0.5, base, name)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=self.size.embedding_std)
-        if self.phase is not None:
-            for parameter in self.phase.parameters():
-                nn.init.normal_(parameter, std=self.size.phase_std)
+                is_phase = name.startswith("phase")
+                _draw(module.weight, self.size.phase_std if is_phase else self.size.embedding_std, base, name)
         # The head is the embedding: logits of unit variance at the start, whatever the embedding's scale.
         nn.init.constant_(self.decoder.norm.weight, self.size.decoder.width**-0.5 / self.size.embedding_std)
         if self.encoder is not None and self.size.silent_encoder:
@@ -125,3 +129,10 @@ class Compressor(nn.Module):
         if self.phase is not None:
             x_RTD = x_RTD + self.phase[name](phase_RT.clamp(min=0)) * (phase_RT >= 0)[:, :, None]
         return x_RTD
+
+
+def _draw(weight: Tensor, std: float, base: int, name: str) -> None:
+    if weight.is_meta:
+        return
+    generator = torch.Generator(weight.device).manual_seed(base ^ zlib.crc32(name.encode()))
+    nn.init.normal_(weight, std=std, generator=generator)

@@ -2,9 +2,9 @@
 
 Notable choices:
 - frozen and validated: a `Design` that exists can be built;
-- canonical: axes that change nothing in a given design (overlap where the window is one block, depth
-  without an attention adapter, every encoder axis of a control that has no encoder) are set to their
-  neutral value, so that two designs are equal exactly when they build the same computation;
+- canonical: axes that mean nothing in a given design (depth without an attention adapter, the axes of an
+  encoder that a control does not have) and overlap where the window is one block, which the field does not
+  use, are set to their neutral value; two designs are equal exactly when they build the same computation;
 - named as in the literature, `mean-w1024-causal-mlp-O0`, and readable back from the name.
 """
 

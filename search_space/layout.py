@@ -103,22 +103,30 @@ def lay_out(samples: list[Sample], design: Design, specials: Specials, positions
 def pack(lengths: Ints) -> tuple[Ints, Ints, int]:
     """Sequences into rows of one length: row and offset of each, and the row length.
 
-    Best fit in decreasing order; the row length is the one of 1, 2 or 4 times the longest sequence that wastes
-    least, the shorter where they tie, since attention pays for length.
+    Best fit in decreasing order. Of row lengths from the longest sequence to four times that, it is the shortest that
+    wastes under 1.5%, since attention pays for length, else the one that wastes least. Tried are those that some
+    number of rows fills but for the hundredth that best fit needs: a row length blind to the total leaves the last
+    row half empty.
     """
-    longest = int(lengths.max())
+    longest, total = int(lengths.max()), int(lengths.sum())
+    few, many = max(1, total // (4 * longest)), max(1, total // longest)
+    even = {-(-101 * total // (100 * int(k))) for k in np.linspace(few, many, 12)}
     best: tuple[int, Ints, Ints, int] | None = None
-    for capacity in (longest, 2 * longest, 4 * longest):
+    for capacity in sorted({longest} | {c for c in even if c > longest}):
         row, offset = _best_fit(lengths, capacity)
         area = (int(row.max()) + 1) * capacity
         if best is None or area < best[0]:
             best = (area, row, offset, capacity)
+        if best[0] * 985 <= total * 1000:
+            break
     assert best is not None
     return best[1:]
 
 
 def _best_fit(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
     row, offset = np.zeros_like(lengths), np.zeros_like(lengths)
+    if int(lengths.min()) == capacity:
+        return np.arange(len(lengths)), offset
     open_rows: dict[int, list[int]] = {}  # room left -> rows with that much
     rows = 0
     for i in np.argsort(-lengths, kind="stable"):

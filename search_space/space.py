@@ -70,8 +70,8 @@ class Space:
         """Why `design` is outside the space, in words; None where it is inside."""
         for axis, choices in self.axes().items():
             value = getattr(design, axis)
-            neutral = value == 0 and axis in ("overlap", "depth")
-            if value not in choices and not neutral:
+            idle = {"overlap": design.window == design.ratio, "depth": not ADAPTERS[design.adapter].attention}
+            if value not in choices and not idle.get(axis):
                 return f"{axis} {value} is not one of {', '.join(map(str, choices))}"
         return None
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_space.errors import UsageError
+
 __all__ = ["Layers", "Rows", "Shape", "Transformer"]
 
 
@@ -31,6 +33,14 @@ class Shape:
     feedforward: int = 256
     rope_base: float = 1e6
     norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.heads, self.kv_heads, self.head_width, self.feedforward) < 1 or self.layers < 0:
+            raise UsageError(f"shape: {self} has a size below 1")
+        if self.heads % self.kv_heads:
+            raise UsageError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}")
+        if self.head_width % 2:
+            raise UsageError(f"head_width: {self.head_width} is odd; rotary positions turn pairs")
 
 
 @dataclass
@@ -61,7 +71,8 @@ class Rows:
 def _rotary(position_RT: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles, each (R, 1, T, E), in float32 as in Qwen3."""
     exponent = torch.arange(0, shape.head_width, 2, device=position_RT.device) / shape.head_width
-    angle = position_RT[:, None, :, None].float() * shape.rope_base**-exponent
+    frequency = 1 / shape.rope_base**exponent  # rounded as in Qwen3: `base**-exponent` is 2e-5 off at position 16,000
+    angle = position_RT[:, None, :, None].float() * frequency
     angle = torch.cat([angle, angle], -1)
     return angle.cos(), angle.sin()
 

@@ -105,6 +105,8 @@ def load(preset: str, overrides: Sequence[str] = ()) -> SweepConfig:
         defaults = OmegaConf.structured(SweepConfig(name=path.stem))
         config = OmegaConf.merge(defaults, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         result = OmegaConf.to_object(config)
+    except UsageError:  # of a dataclass that checks itself
+        raise
     except OmegaConfBaseException as error:
         raise UsageError(_one_line(error)) from error
     except Exception as error:  # YAML's own parsers, for a file or for the value of an override

@@ -8,11 +8,14 @@ Notable choices:
 - controls are no compressors: a constraint marks them infeasible, and their rung values are kept from the pruner.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from analysis import METRIC
@@ -39,19 +42,21 @@ class Assignment:
 class Ledger:
     """Opens the study of `config`, creating it where needed."""
 
-    def __init__(self, config: SweepConfig, url: str) -> None:
+    def __init__(self, config: SweepConfig, storage: str | BaseStorage) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.config = config
         self.rungs = len(config.recipe.rungs)
         self.study = optuna.create_study(
             study_name=config.name,
-            storage=url,
+            storage=storage,
             sampler=_sampler(config),
             pruner=_pruner(config),
             direction="minimize",
             load_if_exists=True,
         )
-        self.study.set_metric_names([f"heldout_{METRIC}"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.set_metric_names([f"heldout_{METRIC}"])
 
     def plan(self) -> None:
         """Enqueue the trials that come before the sampler's, those that are not there yet."""

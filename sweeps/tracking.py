@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -160,12 +161,14 @@ class MlflowView:
 def _metrics(trial: FrozenTrial, results: list[RungResult]) -> Iterator[Metric]:
     if not results:
         return
-    start, last = _milliseconds(trial), results[-1]
+    start = _milliseconds(trial)
+    seen, seconds = [0, *(r.tokens for r in results)], [0.0, *(r.seconds for r in results)]
 
     def point(name: str, value: float, tokens: int) -> Metric:
-        return Metric(name, value, start + int(1000 * last.seconds * tokens / last.tokens), tokens)
+        # The time is part of a point's identity: between rungs that are done it does not change any more.
+        return Metric(name, value, start + int(1000 * np.interp(tokens, seen, seconds)), tokens)
 
-    for tokens, loss, rate in last.curve:
+    for tokens, loss, rate in results[-1].curve:
         yield point("train_loss", loss, tokens)
         yield point("learning_rate", rate, tokens)
     for result in results:

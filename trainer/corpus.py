@@ -36,6 +36,7 @@ SPECIALS = {
     "mask": "<|mask|>",
 }
 FORMAT = 1  # part of the hash: raise it when the layout of a corpus folder changes
+IN_MEMORY = 2**25  # tokens of a split, 128 MB
 SMALLEST_VOCAB = 256 + len(SPECIALS)
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -59,15 +60,27 @@ class CorpusConfig:
 
 
 class Split:
-    """The documents of one split, read at random from LitData shards."""
+    """The documents of one split, read at random from LitData shards.
+
+    LitData decodes a whole shard where reads jump between shards, 1 ms each on the demo's corpus; documents are
+    therefore kept in memory, up to `IN_MEMORY` tokens of them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.lengths: NDArray[np.int64] = np.load(folder / "lengths.npy")
         self._shards = StreamingDataset(str(folder))
+        self._kept: dict[int, NDArray[np.uint32]] = {}
+        self._room = IN_MEMORY
 
-    def __getitem__(self, document: int) -> NDArray[np.int64]:
+    def __getitem__(self, document: int) -> NDArray[np.uint32]:
         """The tokens of a document."""
-        return self._shards[document]["tokens"].astype(np.int64)
+        tokens = self._kept.get(document)
+        if tokens is None:
+            tokens = self._shards[document]["tokens"]
+            if len(tokens) <= self._room:
+                self._room -= len(tokens)
+                self._kept[document] = tokens
+        return tokens
 
     def name(self, document: int) -> str:
         return self._shards[document]["name"]
@@ -238,6 +251,8 @@ def _write_shards(folder: Path, documents: Documents, tokenizer: Path, workers: 
         output_dir=str(folder),
         chunk_bytes="16MB",
         num_workers=min(workers, len(documents)),
+        start_method="fork" if sys.platform == "linux" else None,  # spawned workers import torch again: 9 s against 0.2
+        keep_data_ordered=True,  # else which document lands in which shard is a race between workers
         verbose=False,
     )
     shards = StreamingDataset(str(folder))

@@ -58,7 +58,7 @@ class Recipe:
 
     def check(self) -> None:
         """Raise `UsageError` for the first field that cannot be."""
-        for name in ("steps", "piece", "pieces", "documents"):
+        for name in ("steps", "piece", "pieces", "documents", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"recipe.{name}: {getattr(self, name)} is not at least 1")
         for name in ("warmup", "decay", "floor", "parallel", "continuation"):
@@ -85,13 +85,12 @@ class Recipe:
     def rate_at(self, step: int) -> float:
         """Learning-rate factor of `step`, counted from 0, in [floor, 1]."""
         warmup = max(1, round(self.warmup * self.steps))
-        if step < warmup:
-            return (step + 1) / warmup
         start = 0
         for end in self.rung_steps():
             if step < end:
                 decay = max(1, round(self.decay * (end - start)))
-                return 1 - (1 - self.floor) * max(0.0, (step + 1 - (end - decay)) / decay)
+                annealed = 1 - (1 - self.floor) * max(0.0, (step + 1 - (end - decay)) / decay)
+                return min(annealed, (step + 1) / warmup)
             start = end
         return self.floor
 

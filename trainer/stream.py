@@ -58,7 +58,7 @@ class TrainingSamples:
         samples: list[Sample] = []
         for piece in self.pieces_of(step):
             document, start, length = (int(a[piece]) for a in (self.documents, self.starts, self.lengths))
-            tokens = self.split[document][start : start + length]
+            tokens = self.split[document][start : start + length].astype(np.int64)
             if rng.random() < self.recipe.continuation:
                 samples.append(Sample(tokens, interleave(length, span, rng), "continue", document))
             else:
@@ -112,7 +112,7 @@ def heldout_samples(split: Split, recipe: Recipe) -> dict[Task, list[Sample]]:
     out: dict[Task, list[Sample]] = {"reconstruct": [], "parallel": [], "continue": []}
     for document in documents:
         start = int(rng.integers(split.lengths[document] - recipe.piece + 1))
-        tokens = split[int(document)][start : start + recipe.piece]
+        tokens = split[int(document)][start : start + recipe.piece].astype(np.int64)
         for task in ("reconstruct", "parallel"):
             out[task].append(Sample(tokens, (), task, int(document)))
         out["continue"].append(Sample(tokens, (recipe.piece // 2,), "continue", int(document)))

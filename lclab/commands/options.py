@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "HomePath", "Overrides"]
+__all__ = ["AsJson", "HomePath", "Overrides", "Preset"]
 
 HomePath = Annotated[Path, typer.Option("--home", help="Where sweeps are kept.", envvar="LCLAB_HOME")]
+Preset = Annotated[str, typer.Argument(help="A preset, such as demo, or a YAML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as space.window=[64,256] seeds=3.")

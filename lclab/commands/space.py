@@ -2,25 +2,24 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
-from lclab.commands.options import AsJson, Overrides
-from search_space.cost import cost
-from sweeps.config import load, presets
+from lclab.commands.options import AsJson, Overrides, Preset
 
 __all__ = ["space"]
 
 
 def space(
-    preset: Annotated[str, typer.Argument(help=f"One of {', '.join(presets())}, or a YAML file.")] = "demo",
+    preset: Preset = "demo",
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the axes of a preset, their choices, and every design with its cost."""
+    from search_space.cost import cost
+    from sweeps.config import load
+
     config = load(preset, overrides or [])
     designs = list(config.space.designs())
     costs = [cost(d, config.size, config.recipe.piece) for d in designs]

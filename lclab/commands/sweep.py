@@ -1,4 +1,8 @@
-"""`lclab sweep run|status|stop`: start or continue a sweep, look at it, end it."""
+"""`lclab sweep run|status|stop`: start or continue a sweep, look at it, end it.
+
+Here as in every command, what takes seconds to import is imported where it is used, so that `--help` and a mistyped
+option answer at once.
+"""
 
 import json
 import os
@@ -10,10 +14,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lclab.commands.options import AsJson, HomePath, Overrides
-from lclab.live import Live
+from lclab.commands.options import AsJson, HomePath, Overrides, Preset
 from search_space.errors import UsageError
-from sweeps.config import load, presets
 from sweeps.home import Home
 
 __all__ = ["app", "run"]
@@ -24,14 +26,17 @@ Name = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep that was run
 
 @app.command("run")
 def run(
-    preset: Annotated[str, typer.Argument(help=f"One of {', '.join(presets())}, or a YAML file.")],
+    preset: Preset,
     overrides: Overrides = None,
     home: HomePath = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Run a sweep, or continue it: the same command goes on from whatever exists."""
+    from sweeps.config import load
+
     config = load(preset, overrides or [])
-    from lclab.reporting import make_report  # after the configuration is known to be good: these take seconds
+    from lclab.live import Live  # after the configuration is known to be good: these take seconds
+    from lclab.reporting import make_report
     from lclab.show import show_analysis
     from sweeps.run import run_sweep
 

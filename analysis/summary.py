@@ -1,0 +1,90 @@
+"""One row per design: what the terminal and the report show."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.effects import Comparison, Effect
+from analysis.table import METRICS, comparable, latest
+
+__all__ = ["Row", "summarise"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A design over its seeds at `rung`, the one where it is compared (0: none reached, no numbers).
+
+    Losses are geometric means over seeds in nats per token, costs plain means (`parameters`: the first).
+    effect: against the baseline; None for the baseline itself.
+    state: of its trials, such as `complete` or `2 complete, 1 failed`.
+    """
+
+    design: str
+    role: str
+    rung: int
+    seeds: int
+    parallel: float | None
+    reconstruct: float | None
+    continue_: float | None
+    effect: Effect | None
+    seconds: float | None
+    tokens_per_second: float | None
+    parameters: int | None
+    train_flops_per_token: float | None
+    prefill_flops_per_token: float | None
+    state: str
+
+    @property
+    def verdict(self) -> str:
+        return self.effect.verdict if self.effect else self.role
+
+
+def summarise(frame: pd.DataFrame, comparison: Comparison) -> tuple[Row, ...]:
+    """Best first within the largest rung, then smaller rungs, then designs without a number, controls last."""
+    usable = comparable(frame, comparison.metric)
+    trials = latest(frame)
+    first = trials.drop_duplicates("design")
+    states = trials.groupby("design")["state"].agg(_states)
+    effects = {effect.design: effect for effect in comparison.effects}
+    rows: list[tuple[tuple[bool, int, float], Row]] = []
+    for design, role in zip(first["design"], first["role"], strict=True):
+        effect = effects.get(design)
+        rung = effect.rung if effect else comparison.rung
+        at_rung = usable[(usable["design"] == design) & (usable["rung"] == rung)]
+        row = _row(design, role, rung, at_rung, effect, states[design])
+        loss = getattr(row, comparison.metric)
+        rows.append(((role == "control", -rung, np.inf if loss is None else loss), row))
+    return tuple(row for _, row in sorted(rows, key=lambda pair: pair[0]))
+
+
+def _row(design: str, role: str, rung: int, rows: pd.DataFrame, effect: Effect | None, state: str) -> Row:
+    losses = rows[list(METRICS)]
+    means = np.exp(np.log(losses.where(losses > 0)).mean())
+    costs = rows[["seconds", "tokens_per_second", "train_flops_per_token", "prefill_flops_per_token"]].mean()
+    return Row(
+        design=design,
+        role=role,
+        rung=rung,
+        seeds=len(rows),
+        parallel=_finite(means["parallel"]),
+        reconstruct=_finite(means["reconstruct"]),
+        continue_=_finite(means["continue_"]),
+        effect=effect,
+        seconds=_finite(costs["seconds"]),
+        tokens_per_second=_finite(costs["tokens_per_second"]),
+        parameters=int(rows["parameters"].iloc[0]) if len(rows) else None,
+        train_flops_per_token=_finite(costs["train_flops_per_token"]),
+        prefill_flops_per_token=_finite(costs["prefill_flops_per_token"]),
+        state=state,
+    )
+
+
+def _states(states: pd.Series) -> str:
+    counts = Counter(states).most_common()
+    return counts[0][0] if len(counts) == 1 else ", ".join(f"{number} {state}" for state, number in counts)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from search_space.errors import UsageError
+from sweeps.config import differences, dump, load, presets
+from tests.sweeps.virtual import MINI, config
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_presets_are_good_and_resolve_to_themselves(preset: str, tmp_path: Path) -> None:
+    first = load(preset)
+    assert first.name == preset
+    path = tmp_path / "again.yaml"
+    path.write_text(dump(first))
+    assert load(str(path)) == first
+    assert differences(dump(first), path.read_text()) == []
+
+
+def test_overrides_reach_every_level() -> None:
+    found = config(
+        "seeds=3",
+        "space.window=[4,64]",
+        "recipe.steps=30",
+        "size.encoder.layers=3",
+        "baseline=mean-w64-causal-mlp-O8-n4",
+    )
+    assert (found.seeds, found.space.window, found.recipe.steps, found.size.encoder.layers) == (3, [4, 64], 30, 3)
+    assert differences(dump(config()), dump(found)) == [
+        "baseline", "recipe.steps", "seeds", "size.encoder.layers", "space.window",
+    ]  # fmt: skip
+
+
+def test_demo_has_what_it_promises() -> None:
+    demo = load("demo")
+    assert demo.trials >= 12
+    plan = demo.planned()
+    assert sum(role == "baseline" for *_, role in plan) >= 3
+    assert {d.control for d, *_ in plan} == {"none", "uncompressed", "blind", "encoderless"}
+    changed = {axis for d, _, role in plan if role == "arm" for axis, v in d.params().items()
+               if v != plan[0][0].params()[axis]}  # fmt: skip
+    assert {"pooling", "ratio", "window", "overlap", "mask", "adapter"} <= changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["spcae.window=[4]"], ["spcae", "Did you mean: 'space'"]),
+        (["space.windw=[4]"], ["space.windw", "Did you mean: 'window'"]),
+        (["space.window=64"], ["space.window", "a list"]),
+        (["space.window=[a]"], ["space.window[0]", "Integer"]),
+        (["space.window=[4,18]"], ["space.window", "18 is not a multiple of ratio 4", "16 or 20"]),
+        (["space.window=[]"], ["space.window", "no choices"]),
+        (["space.window=[4,4]"], ["space.window", "repeats"]),
+        (["space.pooling=[mean,max]"], ["space.pooling", "'max'", "mean, concat, eos"]),
+        (["space.mask=[sideways]"], ["space.mask", "causal, bidirectional"]),
+        (["space.adapter=[none]"], ["space.adapter", "mlp, attn_mlp, mlp_attn"]),
+        (["space.ratio=[1]"], ["space.ratio", "at least 2"]),
+        (["space.overlap=[-1]"], ["space.overlap", "at least 0"]),
+        (["space.window=[4,64]"], ["baseline", "window 16 is not one of 4, 64"]),
+        (["baseline=best"], ["design", "'best'", "such as"]),
+        (["controls=[blnd]"], ["controls", "uncompressed, blind, encoderless"]),
+        (["sampler=grid"], ["sampler", "tpe"]),
+        (["seeds=0"], ["seeds", "at least 1"]),
+        (["seeds=many"], ["seeds", "Integer"]),
+        (["trials=-3"], ["trials", "at least 1"]),
+        (["recipe.rungs=[0.5]"], ["recipe.rungs", "end at 1"]),
+        (["corpus.vocab=10"], ["corpus.vocab", "below 261"]),
+        (["size.positions=packed"], ["size.positions", "spread"]),
+        (["size.encoder.kv_heads=3"], ["kv_heads", "does not divide"]),
+        (["size.encoder.width=64"], ["size.share_embeddings", "differ"]),
+        (["name=a/b"], ["name", "folder"]),
+        (["seeds"], ["override", "key=value"]),
+        (["recipe.rungs=[0.5"], ["YAML"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_with_the_field_and_the_choices(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        config(*overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_unknown_preset_and_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'nothere' is neither a preset .*demo"):
+        load("nothere")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(MINI.read_text() + "\nspace: [\n")
+    with pytest.raises(UsageError, match="YAML"):
+        load(str(broken))

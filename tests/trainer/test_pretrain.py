@@ -1,0 +1,146 @@
+"""Training a trial: exact resume after anything, and an honest end when it cannot go on."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from search_space.design import Design
+from tests.tiny import RECIPE, SIZE
+from trainer import checkpoint
+from trainer.corpus import Corpus
+from trainer.pretrain import pretrain
+from trainer.recipe import Recipe
+from trainer.trial import Diverged, Interrupted, RungResult, TrialSpec
+
+LAST = len(RECIPE.rungs)
+
+
+def spec(corpus: Corpus, name: str = "mean-w32-causal-mlp-O0-n8", recipe: Recipe = RECIPE, seed: int = 0) -> TrialSpec:
+    return TrialSpec(Design.parse(name), SIZE, recipe, seed, str(corpus.folder))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path, _ = checkpoint.newest(folder, until=10**9)
+    assert path is not None
+    return checkpoint.read(path)["state_dict"]
+
+
+def assert_same(folder: Path, result: RungResult, other_folder: Path, other: RungResult) -> None:
+    """Bit for bit, but for the time it took and what had to be recovered."""
+    neutral = {"seconds": 0.0, "recovered": []}
+    assert replace(result, **neutral) == replace(other, **neutral)
+    a, b = weights(folder), weights(other_folder)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RungResult]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, pretrain(spec(corpus), folder, LAST)
+
+
+def test_rung_by_rung_equals_straight_through(corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path) -> None:
+    first = pretrain(spec(corpus), tmp_path, 1)
+    assert first.step == RECIPE.rung_steps()[0]
+    assert_same(tmp_path, pretrain(spec(corpus), tmp_path, LAST), *whole)
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 11])
+def test_stopped_and_continued_equals_uninterrupted(
+    corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path, at: int
+) -> None:
+    with pytest.raises(Interrupted, match=str(at)):
+        pretrain(spec(corpus), tmp_path, LAST, progress=lambda step, tokens: step < at)
+    assert_same(tmp_path, pretrain(spec(corpus), tmp_path, LAST), *whole)
+
+
+def test_a_rung_that_was_reached_is_read_not_trained(corpus: Corpus, whole: tuple[Path, RungResult]) -> None:
+    folder, result = whole
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert pretrain(spec(corpus), folder, LAST) == result
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+def test_killed_between_checkpoint_and_result(corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path) -> None:
+    folder = tmp_path / "trial"
+    shutil.copytree(whole[0], folder)
+    RungResult.path(folder, LAST).unlink()
+    assert_same(folder, pretrain(spec(corpus), folder, LAST), *whole)
+
+
+def test_checkpoint_ahead_of_the_rung_is_not_its_result(
+    corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path
+) -> None:
+    """Rung 1 is asked for, and all that is left are checkpoints of rung 2."""
+    folder = tmp_path / "trial"
+    shutil.copytree(whole[0], folder)
+    RungResult.path(folder, LAST).unlink()
+    fresh = pretrain(spec(corpus), tmp_path / "fresh", 1)
+    assert replace(pretrain(spec(corpus), folder, 1), seconds=0.0) == replace(fresh, seconds=0.0)
+
+
+def test_truncated_checkpoint_is_passed_over_and_recorded(
+    corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        pretrain(spec(corpus), tmp_path, LAST, progress=lambda step, tokens: step < 9)
+    newest = max(tmp_path.glob("step-*"), key=checkpoint.step_of)
+    newest.write_bytes(newest.read_bytes()[:-50])
+    result = pretrain(spec(corpus), tmp_path, LAST)
+    assert len(result.recovered) == 1 and newest.name in result.recovered[0]
+    assert_same(tmp_path, result, *whole)
+
+
+@pytest.mark.slow
+def test_sigkill_and_continue_equals_uninterrupted(
+    corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path
+) -> None:
+    """The process is killed as soon as its second checkpoint is there."""
+    code = (
+        "import sys, time; from pathlib import Path; from trainer.corpus import Corpus\n"
+        "from tests.trainer.test_pretrain import LAST, spec; from trainer.pretrain import pretrain\n"
+        "slow = lambda step, tokens: time.sleep(0.2) or True\n"
+        "pretrain(spec(Corpus(Path(sys.argv[1]))), Path(sys.argv[2]), LAST, slow)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(corpus.folder), str(tmp_path)])
+    while not (tmp_path / "step-000000004.safetensors").exists():
+        assert child.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not RungResult.path(tmp_path, LAST).exists()
+    assert_same(tmp_path, pretrain(spec(corpus), tmp_path, LAST), *whole)
+
+
+def test_divergence_has_a_reason_and_no_result(corpus: Corpus, tmp_path: Path) -> None:
+    wild = replace(RECIPE, muon_rate=1e30, adamw_rate=1e30, clip=1e30, precision="32-true")
+    with pytest.raises(Diverged, match="loss is"):
+        pretrain(spec(corpus, recipe=wild), tmp_path, LAST)
+    assert not list(tmp_path.glob("rung-*.json"))
+
+
+@pytest.mark.parametrize("name", ["concat-w16-bidirectional-attn_mlp-O8-n4", "eos-w32-causal-mlp_attn-O0-n8", "blind"])
+def test_every_kind_of_design_trains(corpus: Corpus, tmp_path: Path, name: str) -> None:
+    result = pretrain(spec(corpus, name), tmp_path, LAST)
+    losses = [loss for _, loss, _ in result.curve]
+    assert losses[-1] < losses[0]
+    assert result.tokens == result.curve[-1][0]
+    for task, documents in result.heldout.documents.items():
+        assert sum(documents) / len(documents) == pytest.approx(result.heldout.loss[task])
+
+
+def test_seeds_differ_and_repeat(corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path) -> None:
+    assert_same(tmp_path / "again", pretrain(spec(corpus), tmp_path / "again", LAST), *whole)
+    other = pretrain(spec(corpus, seed=1), tmp_path / "other", LAST)
+    assert other.heldout.loss != whole[1].heldout.loss
+
+
+def test_two_newest_checkpoints_are_kept(whole: tuple[Path, RungResult]) -> None:
+    assert len(list(whole[0].glob("step-*"))) == 2
