@@ -42,7 +42,7 @@ class Live:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def watch(self, snapshot: Snapshot) -> None:
         text = describe(snapshot)

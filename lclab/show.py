@@ -1,6 +1,7 @@
 """Results on the terminal, with rich."""
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -11,20 +12,25 @@ from sweeps.status import Status
 
 __all__ = ["show_analysis", "show_status"]
 
+# The report has them all.
+COLUMNS = ["design", "verdict", "seeds", "rung", "parallel", "reconstruct", "difference", "95% interval", "time"]
+
 
 def show_analysis(console: Console, frame: pd.DataFrame, learnt: str) -> None:
     """The table of designs, the statements, and the sentence."""
     analysis = analyse(frame)
     headers, rows = text.table(analysis)
-    table = Table(*headers, title="Designs, best first", title_justify="left")
-    for column in table.columns[2:]:
-        column.justify = "right"
+    shown = [headers.index(name) for name in COLUMNS]
+    table = Table(title="Designs, best first (held-out losses in nats per token)", title_justify="left", box=SIMPLE)
+    for i in shown:
+        is_name = headers[i] == "design"  # the one column that may break where the terminal is narrow
+        table.add_column(headers[i], justify="left" if i < 2 else "right", no_wrap=not is_name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[i] for i in shown))
     console.print(table)
     for statement in analysis.statements:
-        console.print(f"• {statement}", highlight=False)
-    console.print(f"\n[bold]Learnt:[/] {learnt}", highlight=False)
+        console.print(f"• {statement}", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"\n[bold]Learnt:[/] {learnt}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def show_status(console: Console, status: Status) -> None:

@@ -19,6 +19,7 @@ from sweeps.ledger import Assignment, Ledger
 __all__ = ["Driver", "Snapshot", "View"]
 
 STOP_SECONDS = 30.0  # that running jobs get to write a checkpoint when asked to stop
+SETTLED = 0.05  # of a trial, to be seen before a guess of the time left means anything
 WINDOW_SECONDS = 30.0  # over which speed is measured
 
 
@@ -163,11 +164,12 @@ class Pace:
 
     def left(self, trials: list[FrozenTrial]) -> float | None:
         """Seconds, assuming that trials to come are pruned as often as those that have ended."""
-        if not self.speed():
+        speed = self.speed()
+        if not speed or self._new < SETTLED * self._per_trial:
             return None
         ended = [t for t in trials if t.state.is_finished()]
         shares = [max(t.intermediate_values, default=self._per_trial) / self._per_trial for t in ended]
         typical = sum(shares) / len(shares) if shares else 1.0
         running = [t.number for t in trials if t.state == TrialState.RUNNING]
         to_come = max(0, self._trials - len(ended) - len(running)) * typical
-        return (to_come + sum(1 - self.share(n) for n in running)) * self._per_trial / self.speed()
+        return (to_come + sum(1 - self.share(n) for n in running)) * self._per_trial / speed

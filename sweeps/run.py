@@ -1,7 +1,6 @@
 """Run a sweep: everything in its place, the driver in the middle. The same call starts, continues and finishes it."""
 
 import signal
-import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,15 +59,17 @@ def run_sweep(
         folder.config.write_text(resolved)
         ledger = Ledger(config, home.study_url)
         ledger.plan()
-        view = MlflowView(ledger, home, corpus, resolved)
 
         def job(trial: Assignment) -> Job:
             spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, str(corpus.folder.resolve()))
             return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve())
 
-        if not ledger.finished():
+        executor: RayExecutor | None = None
+        if not ledger.finished():  # Ray first: its workers import torch while MLflow makes its database
             say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
             executor = RayExecutor(config.workers, config.threads, config.address)
+        view = MlflowView(ledger, home, corpus, resolved)
+        if executor:
             driver = Driver(ledger, executor, job, view, watch)
             try:
                 with _stopped_by_signals(driver):
@@ -98,7 +99,7 @@ def _stopped_by_signals(driver: Driver) -> Generator[None]:
 
     def stop(number: int, frame: Any) -> None:
         if driver.stopping:
-            sys.exit(130)
+            raise KeyboardInterrupt
         driver.stop()
 
     old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -14,10 +14,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from optuna.trial import FrozenTrial, TrialState
@@ -38,6 +37,7 @@ STATUS = {
     TrialState.FAIL: "FAILED",
 }
 UNFINISHED = "SCHEDULED"  # a trial or sweep that waits for the next driver
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens its view for chat traces
 LARGEST_BATCH = 1000  # metrics that MLflow takes at once
 _log = logging.getLogger(__name__)
 
@@ -46,13 +46,12 @@ class MlflowView:
     """Shows `ledger` in MLflow. Faults of the tracking server are logged and made up for by the next update."""
 
     def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
-        mlflow.set_tracking_uri(home.tracking_url)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         self.client = MlflowClient(tracking_uri=home.tracking_url)
         self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
         self._config: SweepConfig = ledger.config
-        self._commit = get_git_commit(".") or "unknown"
+        self._commit = get_git_commit(str(Path(__file__).parent)) or "unknown"
         self._runs: dict[int, str] = {}
         self._behind: set[int] = set()  # trials whose last update did not get through
         self._experiment = ""
@@ -95,39 +94,37 @@ class MlflowView:
         name = self._config.name
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            self._experiment = self.client.create_experiment(name, f"file://{self._home.artifacts}/{name}")
+            where = f"file://{self._home.artifacts}/{name}"
+            self._experiment = self.client.create_experiment(name, where, EXPERIMENT_TAGS)
         else:
             self._experiment = experiment.experiment_id
         tags = {"lclab.sweep": name, "lclab.role": "sweep", "mlflow.source.git.commit": self._commit}
-        parent, _ = self._find_or_create(name, tags)
+        parent = self._find_or_create(name, tags).info.run_id
         self.client.log_text(parent, self._resolved, "sweep.yaml")
         self.client.update_run(parent, "RUNNING")
         self._parent = parent
 
-    def _find_or_create(self, name: str, tags: dict[str, str], start: int | None = None) -> tuple[str, bool]:
-        """The run that carries all `lclab.` tags; whether it is new."""
+    def _find_or_create(self, name: str, tags: dict[str, str], start: int | None = None) -> Run:
+        """The run that carries all `lclab.` tags."""
         query = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items() if k.startswith("lclab."))
         found = self.client.search_runs([self._experiment], query, max_results=1)
-        if found:
-            return found[0].info.run_id, False
-        return self.client.create_run(self._experiment, start, tags, name).info.run_id, True
+        return found[0] if found else self.client.create_run(self._experiment, start, tags, name)
 
     def _run(self, trial: FrozenTrial) -> str:
-        """The child run of a trial, made with everything that is known from the start."""
+        """The child run of a trial, with everything that is known from its start."""
         if trial.number in self._runs:
             return self._runs[trial.number]
         attrs = trial.user_attrs
         tags = {"lclab.trial": str(trial.number), "mlflow.parentRunId": self._parent}
         tags["mlflow.source.git.commit"] = self._commit
         name = f"{trial.number:04d} {attrs['design']} seed {attrs['seed']}"
-        run, new = self._find_or_create(name, tags, _milliseconds(trial))
-        if new:
-            design = Design.parse(attrs["design"])
-            params = {**design.params(), "design": design.name, "seed": attrs["seed"]}
-            self.client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
-            self.client.log_text(run, self._resolved, "sweep.yaml")
-            self.client.log_dict(run, {"trial": trial.number, **params}, "trial.yaml")
-            self.client.log_inputs(run, [self._dataset()])
+        run = self._find_or_create(name, tags, _milliseconds(trial)).info.run_id
+        design = Design.parse(attrs["design"])
+        params = {**design.params(), "design": design.name, "seed": attrs["seed"]}
+        self.client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
+        self.client.log_text(run, self._resolved, "sweep.yaml")
+        self.client.log_dict(run, {"trial": trial.number, **params}, "trial.yaml")
+        self.client.log_inputs(run, [self._dataset()])
         self._runs[trial.number] = run
         return run
 

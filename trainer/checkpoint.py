@@ -44,7 +44,7 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_take_tensors(checkpoint, tensors))
     metadata = {"tree": tree, "sha256": _checksum(tree, tensors)}
-    scratch = path.with_name(path.name + ".part")
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with scratch.open("wb") as stream:
             stream.write(save(tensors, metadata))

@@ -42,6 +42,8 @@ def pretrain(spec: TrialSpec, folder: Path, rung: int, progress: Progress = lamb
     if reached.exists():
         return RungResult.load(reached)
     folder.mkdir(parents=True, exist_ok=True)
+    for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
+        scratch.unlink(missing_ok=True)
     _quiet()
     corpus = Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
     samples = TrainingSamples(corpus.train, spec.recipe, spec.seed)
@@ -131,7 +133,7 @@ class _Clock(Callback):
     def _checkpoint(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / f"step-{self.step:09d}.safetensors", weights_only=False)
         for old in sorted(self.folder.glob("step-*.safetensors"), key=checkpoint.step_of)[:-KEPT]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
 
 def _trainer(recipe: Recipe, clock: _Clock) -> Trainer:

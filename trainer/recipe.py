@@ -53,7 +53,7 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 1.0
     precision: Precision = "auto"
-    documents: int = 72
+    documents: int = 48
     checkpoint_every: int = 100
 
     def check(self) -> None:

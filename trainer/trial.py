@@ -69,7 +69,7 @@ class RungResult:
     def save(self, folder: Path) -> None:
         """Whole or not at all."""
         path = self.path(folder, self.rung)
-        scratch = path.with_suffix(".part")
+        scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
         with scratch.open("w") as stream:
             json.dump(asdict(self), stream)
             stream.flush()

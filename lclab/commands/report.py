@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lclab.commands.options import AsJson, HomePath
+from lclab.console import make_console
 from sweeps.home import Home
 
 __all__ = ["report"]
@@ -29,6 +29,6 @@ def report(
     if as_json:
         print(json.dumps({"sweep": name, "learnt": learnt, "report": str(folder.report)}))
         return
-    console = Console()
+    console = make_console()
     show_analysis(console, frame, learnt)
     console.print(f"\nReport  {folder.report}", soft_wrap=True)

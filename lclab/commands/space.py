@@ -3,10 +3,10 @@
 import json
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
 from lclab.commands.options import AsJson, Overrides, Preset
+from lclab.console import make_console
 
 __all__ = ["space"]
 
@@ -27,7 +27,7 @@ def space(
         rows = [{"design": d.name, **asdict(c)} for d, c in zip(designs, costs, strict=True)]
         print(json.dumps({"axes": config.space.axes(), "baseline": config.baseline, "designs": rows}))
         return
-    console = Console()
+    console = make_console()
     axes = Table("axis", "choices", "asked for", title=f"Space of {config.name}", title_justify="left")
     when = {"overlap": "where window > ratio", "depth": "with an attention adapter"}
     for axis, choices in config.space.axes().items():

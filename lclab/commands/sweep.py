@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from lclab.commands.options import AsJson, HomePath, Overrides, Preset
+from lclab.console import make_console
 from search_space.errors import UsageError
 from sweeps.home import Home
 
@@ -40,10 +40,14 @@ def run(
     from lclab.show import show_analysis
     from sweeps.run import run_sweep
 
-    console = Console(stderr=as_json)
-    with Live(console, config) as live:
-        outcome = run_sweep(config, Home(home), make_report, live.say, live.watch)
+    console = make_console(stderr=as_json)
     again = f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides or []) + _home(home)
+    try:
+        with Live(console, config) as live:
+            outcome = run_sweep(config, Home(home), make_report, live.say, live.watch)
+    except KeyboardInterrupt:  # before or after training, or the second Ctrl-C: what is written is whole
+        console.print(f"\nStopped. Continue with: [bold]{again}[/]", soft_wrap=True)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps({"sweep": config.name, "stopped": outcome.stopped, "learnt": outcome.note}))
     else:
@@ -64,7 +68,7 @@ def status(name: Name, home: HomePath = Path("runs"), as_json: AsJson = False) -
     if as_json:
         print(json.dumps(asdict(found)))
     else:
-        show_status(Console(), found)
+        show_status(make_console(), found)
 
 
 @app.command("stop")

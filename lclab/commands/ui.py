@@ -1,9 +1,11 @@
 """`lclab ui`: the MLflow UI and optuna-dashboard over a home folder, on loopback, until Ctrl-C."""
 
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -23,6 +25,8 @@ def ui(
     where = Home(home)
     if not where.sweeps():
         raise UsageError(f"home: no sweep in {home}; run one first, such as `lclab demo`")
+    signal.signal(signal.SIGTERM, _interrupt)  # neither way of ending may leave the servers behind
+    signal.signal(signal.SIGINT, _interrupt)
     python = [sys.executable, "-m"]
     mlflow = [*python, "mlflow", "ui", "--backend-store-uri", where.tracking_url, "--host", "127.0.0.1"]
     dashboard = [str(Path(sys.executable).with_name("optuna-dashboard")), where.study_url, "--host", "127.0.0.1"]
@@ -42,3 +46,7 @@ def ui(
             server.terminate()
             server.wait()
     raise UsageError(f"port: a server ended by itself; is {port} or {port + 1} taken? Choose another with --port")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

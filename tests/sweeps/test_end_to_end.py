@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import optuna
 import pandas as pd
@@ -70,8 +72,9 @@ class Sweep:
 
     def start(self) -> subprocess.Popen[str]:
         """In a process of its own, to be interrupted and killed."""
+        command = [sys.executable, "-m", "lclab", *self._run]
         return subprocess.Popen(
-            [sys.executable, "-m", "lclab", *self._run], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
     def status(self) -> dict[str, object]:
@@ -132,7 +135,7 @@ def rough(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Sweep:
         pass
     status = read_status(sweep.home, "mini")
     assert status.driver == driver.pid and status.snapshot.states["running"] == 2
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
     said, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, said
     assert "Continue with: lclab sweep run" in said
@@ -242,3 +245,30 @@ def test_status_report_and_json(calm: Sweep) -> None:
     said = json.loads(done.stdout)
     assert said["report"] == str(report) and report.exists()
     assert said["learnt"].split()[0] in report.read_text()
+
+
+def test_ui_serves_both_and_stops_both(calm: Sweep) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "lclab", "ui", "--home", str(calm.home.path), "--port", str(port)]
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, text=True, start_new_session=True)
+
+    def answer(url: str) -> str:
+        try:
+            with urlopen(url, timeout=5) as response:
+                return response.read().decode()
+        except OSError:
+            return ""
+
+    query = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=mini"
+    wait_for(lambda: '"name": "mini"' in answer(query), server)
+    wait_for(lambda: '"mini"' in answer(f"http://127.0.0.1:{port + 1}/api/studies"), server)
+    family = descendants(server.pid)
+    os.killpg(server.pid, signal.SIGINT)
+    assert server.wait(timeout=30) == 0
+    deadline = time.monotonic() + 30  # MLflow's own workers end a moment after their master
+    while left := [pid for pid, _ in family if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)

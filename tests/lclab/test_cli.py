@@ -1,0 +1,94 @@
+"""What a person types, and what they are told when it cannot be."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from lclab.__main__ import app, main
+from tests.sweeps.virtual import MINI
+
+COMMANDS = {
+    "demo": {"--home", "--help"},
+    "space": {"--json", "--help"},
+    "sweep run": {"--home", "--json", "--help"},
+    "sweep status": {"--home", "--json", "--help"},
+    "sweep stop": {"--home", "--help"},
+    "report": {"--home", "--json", "--help"},
+    "ui": {"--home", "--port", "--help"},
+}
+
+
+def test_the_command_line_is_what_the_guide_says() -> None:
+    """Frozen: a change here is a change for everybody who has typed it."""
+    root = get_command(app)
+    found: dict[str, set[str]] = {}
+
+    def walk(command: object, name: str) -> None:
+        children = getattr(command, "commands", None)
+        if children is not None:
+            for child, sub in children.items():
+                walk(sub, f"{name} {child}".strip())
+            return
+        with_help = command.get_params(command.make_context(name, [], resilient_parsing=True))  # ty: ignore
+        found[name] = {o for p in with_help for o in p.opts if o.startswith("--")}
+
+    walk(root, "")
+    assert found == COMMANDS
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["lclab", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep", "run", "nothere"], ["preset", "nothere", "demo"]),
+        (["sweep", "run", str(MINI), "space.windw=[4]"], ["space.windw", "Did you mean"]),
+        (["sweep", "run", str(MINI), "space.window=[4,18]"], ["window", "18", "16 or 20"]),
+        (["sweep", "run", str(MINI), "recipe.decay=2"], ["recipe.decay", "between 0 and 1"]),
+        (["sweep", "run", str(MINI), "corpus.source=/nowhere/at/all"], ["corpus.source", "/nowhere/at/all", "stdlib"]),
+        (["sweep", "run", str(MINI), "corpus.source={empty}"], ["corpus.source", "no readable"]),
+        (["sweep", "status", "nothere"], ["sweep", "nothere", "none yet"]),
+        (["sweep", "stop", "nothere"], ["sweep", "nothere"]),
+        (["report", "nothere"], ["sweep", "nothere"]),
+        (["ui"], ["home", "no sweep", "lclab demo"]),
+        (["demo", "trials=0"], ["trials", "at least 1"]),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    arguments: list[str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    home = tmp_path / "home"
+    filled = [a.format(empty=empty) for a in arguments]
+    assert call(*filled, "--home", str(home), monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("lclab: ") and said.err.count("\n") == 1
+    for word in words:
+        assert word in said.err
+    assert not home.exists()
+
+
+def test_space_lists_axes_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    done = CliRunner().invoke(app, ["space", str(MINI), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert found["axes"]["pooling"] == ["mean", "concat"]
+    names = [row["design"] for row in found["designs"]]
+    assert len(names) == len(set(names)) and found["baseline"] in names
+    assert all(row["parameters"] > 0 and row["prefill_flops"] > 0 for row in found["designs"])
+    table = CliRunner().invoke(app, ["space", str(MINI)])
+    assert "where window > ratio" in table.output and "(baseline)" in table.output
