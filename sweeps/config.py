@@ -28,8 +28,8 @@ class SweepConfig:
     ablations: train every design that differs from the baseline in one choice before the sampler takes over.
     trials: how many in all. Where ablations and sampler want more, `trials` wins.
     sampler, pruner: from Optuna. startup: complete trials before the pruner may prune.
-    workers: trials at a time. threads: of each. address: a Ray cluster to use (`auto`, `ray://host:port`), else one
-    is started here. retries: of a trial after a fault of the machine.
+    workers: trials at a time. threads: of each. address: a Ray cluster to use (`auto` on one of its machines), else
+    one is started here. retries: of a trial after a fault of the machine.
     """
 
     name: str = "sweep"

@@ -12,6 +12,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from search_space.errors import UsageError
 from sweeps.executor import Event, Failed, Finished, Job, Stopped
 from trainer.trial import Interrupted, RungResult
 
@@ -73,7 +74,10 @@ class RayExecutor:
             options["object_store_memory"] = OBJECT_STORE_BYTES
         environment: dict[str, Any] = {"env_vars": KEEP_MEMORY | {"OMP_NUM_THREADS": str(threads)}}
         options |= {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": environment}
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise UsageError(f"address: no Ray cluster answers at {address!r} ({error})") from error
         self._idle: list[ActorHandle] = [self._hire() for _ in range(slots)]
         self._running: dict[ray.ObjectRef, tuple[Job, ActorHandle]] = {}
         self._at: dict[int, tuple[int, int]] = {}

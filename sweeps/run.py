@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,18 +64,13 @@ def run_sweep(
             spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, str(corpus.folder.resolve()))
             return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve())
 
-        executor: RayExecutor | None = None
-        if not ledger.finished():  # Ray first: its workers import torch while MLflow makes its database
-            say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
-            executor = RayExecutor(config.workers, config.threads, config.address)
         view = MlflowView(ledger, home, corpus, resolved)
-        if executor:
-            driver = Driver(ledger, executor, job, view, watch)
-            try:
+        if not ledger.finished():
+            say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
+            with closing(RayExecutor(config.workers, config.threads, config.address)) as executor:
+                driver = Driver(ledger, executor, job, view, watch)
                 with _stopped_by_signals(driver):
                     driver.run()
-            finally:
-                executor.close()
         frame = write_tables(ledger, folder)
         note, files = report(folder)
         view.close(note, files)

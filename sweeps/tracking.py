@@ -12,6 +12,7 @@ Names: params are the axes, `design`, `seed`; metrics are `train_loss`, `learnin
 import json
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,6 @@ class MlflowView:
     def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        self.client = MlflowClient(tracking_uri=home.tracking_url)
         self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
         self._config: SweepConfig = ledger.config
         self._commit = get_git_commit(str(Path(__file__).parent)) or "unknown"
@@ -56,6 +56,11 @@ class MlflowView:
         self._behind: set[int] = set()  # trials whose last update did not get through
         self._experiment = ""
         self._parent = ""
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Made at the first use, when Ray's workers are on their way: it takes seconds to make a new database."""
+        return MlflowClient(tracking_uri=self._home.tracking_url)
 
     def update(self, numbers: list[int]) -> None:
         """Bring these trials, and any that are behind, up to date."""
