@@ -3,6 +3,7 @@
 import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis import analyse
@@ -26,11 +27,11 @@ def show_analysis(console: Console, frame: pd.DataFrame, learnt: str) -> None:
         is_name = headers[i] == "design"  # the one column that may break where the terminal is narrow
         table.add_column(headers[i], justify="left" if i < 2 else "right", no_wrap=not is_name, overflow="fold")
     for row in rows:
-        table.add_row(*(row[i] for i in shown))
+        table.add_row(*(escape(row[i]) for i in shown))
     console.print(table)
     for statement in analysis.statements:
-        console.print(f"• {statement}", highlight=False, soft_wrap=not console.is_terminal)
-    console.print(f"\n[bold]Learnt:[/] {learnt}", highlight=False, soft_wrap=not console.is_terminal)
+        console.print(f"• {escape(statement)}", highlight=False, soft_wrap=not console.is_terminal)
+    console.print(f"\n[bold]Learnt:[/] {escape(learnt)}", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def show_status(console: Console, status: Status) -> None:
@@ -41,5 +42,5 @@ def show_status(console: Console, status: Status) -> None:
     for t in status.trials:
         value = "" if t.heldout is None else f"{t.heldout:.3f}"
         rung = f"{t.rung}/{status.rungs}"
-        table.add_row(str(t.number), t.design, str(t.seed), t.role, t.reason or t.state, rung, value)
+        table.add_row(str(t.number), t.design, str(t.seed), t.role, escape(t.reason or t.state), rung, value)
     console.print(table)

@@ -61,8 +61,8 @@ class Driver:
     def run(self) -> None:
         """Until every trial has ended, or until `stop`."""
         self._unfinished = self.ledger.unfinished()
-        self._show([t.number for t in self.ledger.trials()])
         started = self._fill()
+        self._show([t.number for t in self.ledger.trials()])
         asked_to_stop: float | None = None
         while self._active:
             self._show(started)
@@ -139,12 +139,14 @@ class Pace:
         self._per_trial = recipe.steps * recipe.pieces * recipe.piece
         self._seen: dict[int, int] = {}  # trial -> raw tokens
         self._new = 0  # raw tokens since this driver started
-        self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._history: deque[tuple[float, int]] = deque()
 
     def hear(self, progress: dict[int, tuple[int, int]]) -> None:
         for number, (_, tokens) in progress.items():
             self.done(number, tokens)
         now = time.monotonic()
+        if not self._new:
+            self._history.clear()  # the first step comes long after the start, and is no measure of speed
         self._history.append((now, self._new))
         while now - self._history[0][0] > WINDOW_SECONDS:
             self._history.popleft()
@@ -159,6 +161,8 @@ class Pace:
         return min(1.0, self._seen.get(number, 0) / self._per_trial)
 
     def speed(self) -> float:
+        if len(self._history) < 2:
+            return 0.0
         (t0, n0), (t1, n1) = self._history[0], self._history[-1]
         return (n1 - n0) / (t1 - t0) if t1 > t0 else 0.0
 

@@ -64,7 +64,7 @@ class Executor(Protocol):
         """(step, raw tokens) of running trials, as last heard."""
 
     def stop(self) -> None:
-        """Ask every running job to stop soon; they end as `Stopped` or `Finished`."""
+        """Ask every running job to stop soon; they end as `Stopped` or `Finished`. Nothing is submitted after it."""
 
     def close(self) -> None:
         """Give everything back. Running jobs are lost up to their last checkpoint."""

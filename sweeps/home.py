@@ -2,7 +2,7 @@
 
 runs/                     home, shared by all sweeps
   optuna.db  mlflow.db  mlartifacts/  corpora/
-  <sweep>/sweep.yaml      resolved configuration
+  <sweep>/sweep.yaml      resolved configuration    <sweep>/corpus.txt  which of the corpora
   <sweep>/trials/0007/    checkpoints and rung results of trial 7
   <sweep>/trials.parquet  the tidy table     <sweep>/curves.parquet  training curves
   <sweep>/report.html     <sweep>/driver.lock
@@ -28,6 +28,11 @@ class SweepFolder:
     @property
     def config(self) -> Path:
         return self.path / "sweep.yaml"
+
+    @property
+    def corpus(self) -> Path:
+        """Holds the name of the corpus that the sweep was begun on."""
+        return self.path / "corpus.txt"
 
     @property
     def table(self) -> Path:

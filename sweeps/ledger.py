@@ -49,17 +49,17 @@ class Ledger:
         self.study = optuna.create_study(
             study_name=config.name,
             storage=storage,
-            sampler=_sampler(config),
             pruner=_pruner(config),
             direction="minimize",
             load_if_exists=True,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self.study.set_metric_names([f"heldout_{METRIC}"])
+        self.study.sampler = _sampler(config, seed=len(self.trials()))  # a continued sweep draws on, not again
 
     def plan(self) -> None:
         """Enqueue the trials that come before the sampler's, those that are not there yet."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.study.set_metric_names([f"heldout_{METRIC}"])
         have = {(t.user_attrs.get("design"), t.user_attrs.get("seed")) for t in self.trials()}
         for design, seed, role in self.config.planned():
             if (design.name, seed) not in have:
@@ -162,10 +162,10 @@ class Ledger:
         return next(s for s in range(len(taken) + 1) if s not in taken)
 
 
-def _sampler(config: SweepConfig) -> BaseSampler:
+def _sampler(config: SweepConfig, seed: int) -> BaseSampler:
     if config.sampler == "random":
-        return RandomSampler(seed=0)
-    return TPESampler(seed=0, constant_liar=True, n_startup_trials=config.startup)
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, constant_liar=True, n_startup_trials=config.startup)
 
 
 def _pruner(config: SweepConfig) -> BasePruner:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from search_space.errors import UsageError
 from sweeps.executor import Event, Failed, Finished, Job, Stopped
@@ -101,14 +101,16 @@ class RayExecutor:
         self._at.pop(job.number, None)
         try:
             result = ray.get(ref)
-        except RayActorError:
-            self._idle.append(self._hire())
-            return Failed(job, "the worker process died", machine=True)
         except RayTaskError as error:
             self._idle.append(actor)
             if isinstance(error.cause, Interrupted):
                 return Stopped(job)
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "error.txt").write_text(str(error))
             return Failed(job, _reason(error), machine=False)
+        except RayError:  # the actor, its node, or too little memory there
+            self._idle.append(self._hire())
+            return Failed(job, "the worker process died", machine=True)
         self._idle.append(actor)
         return Finished(job, result)
 
@@ -118,7 +120,7 @@ class RayExecutor:
         for ref in answered:
             try:
                 self._at[asked[ref]] = ray.get(ref)
-            except RayActorError:  # `poll` will hear of it
+            except RayError:  # `poll` will hear of it
                 continue
         return dict(self._at)
 

@@ -18,7 +18,8 @@ from sweeps.ledger import Assignment, Ledger
 from sweeps.ray_executor import RayExecutor
 from sweeps.tables import write_tables
 from sweeps.tracking import MlflowView
-from trainer.corpus import prepare
+from trainer.corpus import Corpus, prepare
+from trainer.stream import check_fit
 from trainer.trial import TrialSpec
 
 __all__ = ["Outcome", "run_sweep"]
@@ -54,9 +55,11 @@ def run_sweep(
     folder, resolved = home.sweep(config.name), dump(config)
     _refuse_changes(folder, resolved)
     say("Corpus: building or reusing tokenizer and shards")
-    corpus = prepare(config.corpus, home.corpora, config.workers)
+    corpus = _corpus(config, home, folder)
+    check_fit(corpus, config.recipe)
     with folder.locked():
         folder.config.write_text(resolved)
+        folder.corpus.write_text(corpus.folder.name)
         ledger = Ledger(config, home.study_url)
         ledger.plan()
 
@@ -75,6 +78,22 @@ def run_sweep(
         note, files = report(folder)
         view.close(note, files)
     return Outcome(folder, frame, note, stopped=not ledger.finished())
+
+
+def _corpus(config: SweepConfig, home: Home, folder: SweepFolder) -> Corpus:
+    """The corpus of the sweep: the one it was begun on, whatever has become of the source since."""
+    if not folder.corpus.exists():
+        return prepare(config.corpus, home.corpora, config.workers)
+    begun_on = home.corpora / folder.corpus.read_text()
+    if begun_on.exists():
+        return Corpus(begun_on)
+    corpus = prepare(config.corpus, home.corpora, config.workers)
+    if corpus.folder != begun_on:
+        raise UsageError(
+            f"corpus.source: sweep {folder.path.name!r} was begun on {begun_on}, which is gone, and the text has "
+            "changed since; give the new sweep its own name with name=NEW"
+        )
+    return corpus
 
 
 def _refuse_changes(folder: SweepFolder, resolved: str) -> None:

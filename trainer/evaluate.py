@@ -1,7 +1,5 @@
 """Held-out evaluation: fixed documents and positions, one loss per document and task, so that designs can be paired."""
 
-from collections.abc import Iterable
-
 import torch
 
 from search_space.layout import TASKS, Batch
@@ -12,7 +10,7 @@ __all__ = ["evaluate"]
 
 
 @torch.no_grad()
-def evaluate(module: CompressorModule, batches: Iterable[Batch]) -> Heldout:
+def evaluate(module: CompressorModule, batches: list[Batch]) -> Heldout:
     """Scores every batch; every document weighs the same, however many of its tokens are scored."""
     batches = [module.transfer_batch_to_device(b, module.device, 0) for b in batches]
     training = module.training

@@ -47,6 +47,7 @@ def pretrain(spec: TrialSpec, folder: Path, rung: int, progress: Progress = lamb
     _quiet()
     corpus = Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
     samples = TrainingSamples(corpus.train, spec.recipe, spec.seed)
+    documents = list(heldout_batches(corpus, spec.recipe, spec.design, spec.size))
     module = CompressorModule(spec.design, spec.size, spec.recipe, spec.seed)
     clock = _Clock(spec, samples, folder, rung, progress)
     start, clock.recovered = checkpoint.newest(folder, clock.stop)
@@ -63,7 +64,7 @@ def pretrain(spec: TrialSpec, folder: Path, rung: int, progress: Progress = lamb
     if clock.interrupted:
         raise Interrupted(f"stopped at step {clock.step}")
     module.trainer = trainer
-    heldout = evaluate(module, heldout_batches(corpus, spec.recipe, spec.design, spec.size))
+    heldout = evaluate(module, documents)
     if not all(map(math.isfinite, heldout.loss.values())):
         raise Diverged(f"held-out loss is {heldout.loss} at step {clock.step}")
     result = RungResult(
@@ -107,11 +108,9 @@ class _Clock(Callback):
     ) -> None:
         self.step += 1
         self._losses.append(outputs["loss"].detach())
-        go_on = True
         if self.step % self.every == 0 or self.step == self.stop:
             self._mark()
-            go_on = self.progress(self.step, self.tokens())
-        self.interrupted = not go_on and self.step < self.stop
+        self.interrupted = not self.progress(self.step, self.tokens()) and self.step < self.stop
         if self.step % self.recipe.checkpoint_every == 0 or self.step == self.stop or self.interrupted:
             self._checkpoint(trainer)
         trainer.should_stop = self.interrupted

@@ -18,7 +18,7 @@ from search_space.layout import Batch, Sample, Specials, Task, lay_out
 from trainer.corpus import Corpus, Split
 from trainer.recipe import Recipe
 
-__all__ = ["Steps", "TrainingSamples", "heldout_batches", "heldout_samples"]
+__all__ = ["Steps", "TrainingSamples", "check_fit", "heldout_batches", "heldout_samples"]
 
 Ints = NDArray[np.int64]
 SHORTEST = 16  # tokens; a document's last piece is dropped below this
@@ -124,6 +124,12 @@ def heldout_batches(corpus: Corpus, recipe: Recipe, design: Design, size: Size) 
     for samples in heldout_samples(corpus.heldout, recipe).values():
         for i in range(0, len(samples), recipe.pieces):
             yield lay_out(samples[i : i + recipe.pieces], design, corpus.specials, size.positions)
+
+
+def check_fit(corpus: Corpus, recipe: Recipe) -> None:
+    """Raise `UsageError` where the corpus has too little text for the recipe, in training or held out."""
+    TrainingSamples(corpus.train, recipe, seed=0)
+    heldout_samples(corpus.heldout, recipe)
 
 
 def _pieces(lengths: Ints, piece: int) -> tuple[Ints, Ints, Ints]:

@@ -13,7 +13,7 @@ from trainer.recipe import Recipe
 __all__ = ["Diverged", "Heldout", "Interrupted", "Progress", "RungResult", "TrialSpec"]
 
 Progress = Callable[[int, int], bool]
-"""Called with (step, raw tokens seen) now and then; returning False asks to stop at the next step's end."""
+"""Called with (step, raw tokens seen) after every step; returning False asks to stop there."""
 
 
 class Diverged(RuntimeError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from lclab.commands.options import AsJson, HomePath, Overrides, Preset
 from lclab.console import make_console
@@ -41,7 +42,7 @@ def run(
     from sweeps.run import run_sweep
 
     console = make_console(stderr=as_json)
-    again = f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides or []) + _home(home)
+    again = escape(f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides or []) + _home(home))
     try:
         with Live(console, config) as live:
             outcome = run_sweep(config, Home(home), make_report, live.say, live.watch)
@@ -77,7 +78,7 @@ def stop(name: Name, home: HomePath = Path("runs")) -> None:
     driver = Home(home).existing(name).driver()
     if driver is None:
         raise UsageError(f"sweep: {name!r} is not running")
-    os.kill(driver, signal.SIGINT)
+    os.kill(driver, signal.SIGTERM)
     print(f"Asked process {driver} to stop; running trials write a checkpoint first.")
 
 

@@ -1,0 +1,26 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from search_space.errors import UsageError
+from sweeps.home import Home
+from sweeps.run import _corpus
+from tests.sweeps.virtual import config
+
+
+def test_a_sweep_stays_on_the_text_it_was_begun_on(text_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(text_folder, source)
+    settings, home = config(f"corpus.source={source}"), Home(tmp_path / "home")
+    folder = home.sweep("mini")
+    begun = _corpus(settings, home, folder)
+    folder.path.mkdir(parents=True)
+    folder.corpus.write_text(begun.folder.name)
+    (source / "later.txt").write_text("a text that came later " * 50)
+    assert _corpus(settings, home, folder).folder == begun.folder
+    shutil.rmtree(begun.folder)
+    with pytest.raises(UsageError, match="begun on .* changed since"):
+        _corpus(settings, home, folder)
+    (source / "later.txt").unlink()
+    assert _corpus(settings, home, folder).folder == begun.folder
