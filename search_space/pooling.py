@@ -6,6 +6,7 @@ takes to add one.
 Shapes: T encoder positions of the batch, L latents, N ratio, D encoder width.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class Blocks:
     markers_L: Tensor
 
 
-class Pooling(nn.Module):
+class Pooling(nn.Module, ABC):
     """Base: `markers` says whether the encoder appends one marker token per latent to each window."""
 
     markers: bool = False
@@ -38,9 +39,9 @@ class Pooling(nn.Module):
         super().__init__()
         self.out_width = width
 
+    @abstractmethod
     def forward(self, hidden_TD: Tensor, blocks: Blocks) -> Tensor:
         """Hidden states (T, D) to latents (L, out_width)."""
-        raise NotImplementedError
 
 
 class Mean(Pooling):
