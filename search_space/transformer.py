@@ -83,11 +83,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Scaled dot-product attention in the dtype of `v`, except on the CPU.
+    """Scaled dot-product attention in the dtype of `v`, on the CPU in float32 or better.
 
     There the fused kernel's backward pass is 3 to 6 times slower in bfloat16 than in float32 (docs/log.md).
     """
-    dtype = torch.float32 if v.device.type == "cpu" else v.dtype
+    dtype = torch.promote_types(v.dtype, torch.float32) if v.device.type == "cpu" else v.dtype
     grouped = q.shape[1] != k.shape[1]
     with torch.autocast(v.device.type, enabled=False):
         return F.scaled_dot_product_attention(

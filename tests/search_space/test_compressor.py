@@ -56,8 +56,11 @@ def with_token(sample: Sample, at: int) -> Sample:
 
 
 def assert_equals_reference(design: Design, size: Size, batch: list[Sample], seed: int = 0) -> None:
-    """Logits at scored positions, what they are scored against, and the gradient of every weight."""
-    fast, slow = build(design, size, seed), build(design, size, seed)
+    """Logits at scored positions, what they are scored against, and the gradient of every weight.
+
+    In double precision, where the order of sums makes no difference worth a tolerance.
+    """
+    fast, slow = build(design, size, seed).double(), build(design, size, seed).double()
     inputs = lay_out(batch, design, SPECIALS, size.positions)
     expected = reference.forward(slow, batch, SPECIALS)
     assert inputs.target_P.tolist() == expected.targets
@@ -65,13 +68,13 @@ def assert_equals_reference(design: Design, size: Size, batch: list[Sample], see
     assert inputs.document_P.tolist() == expected.documents
 
     logits = fast(inputs)
-    torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-9, atol=1e-11)
     F.cross_entropy(logits, inputs.target_P).backward()
     reference.loss(expected).backward()
     for (name, a), (_, b) in zip(fast.named_parameters(), slow.named_parameters(), strict=True):
         # The reference never touches what a step does not need; the index tensors multiply it by zero.
         actual, wanted = (torch.zeros_like(p) if p.grad is None else p.grad for p in (a, b))
-        torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"gradient of {n}: {m}")
+        torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-11, msg=lambda m, n=name: f"gradient of {n}: {m}")
 
 
 @settings(max_examples=50, deadline=None)
