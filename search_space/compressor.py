@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_space.adapters import ADAPTERS
+from search_space.axes.adapter import ADAPTERS
+from search_space.axes.pooling import POOLINGS
 from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.layout import Batch, EncoderInputs, Positions
-from search_space.pooling import POOLINGS
 from search_space.transformer import Block, Shape, Transformer
 
 __all__ = ["Compressor", "Size"]

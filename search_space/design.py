@@ -12,9 +12,9 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
-from search_space.adapters import ADAPTERS
+from search_space.axes.adapter import ADAPTERS
+from search_space.axes.pooling import POOLINGS
 from search_space.errors import UsageError
-from search_space.pooling import POOLINGS
 
 __all__ = ["AXES", "CONTROLS", "Control", "Design", "Mask"]
 

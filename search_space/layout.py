@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search_space.adapters import ADAPTERS, LatentRows
+from search_space.axes.adapter import ADAPTERS, LatentRows
+from search_space.axes.pooling import POOLINGS, Blocks
 from search_space.design import Design
-from search_space.pooling import POOLINGS, Blocks
 from search_space.transformer import Rows
 
 __all__ = ["TASKS", "Batch", "Positions", "Sample", "Specials", "Task", "lay_out", "pack"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
-from search_space.adapters import ADAPTERS
+from search_space.axes.adapter import ADAPTERS
 from search_space.design import Design
 from search_space.errors import UsageError
 

@@ -12,11 +12,11 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from search_space.adapters import ADAPTERS
+from search_space.axes.adapter import ADAPTERS
+from search_space.axes.pooling import POOLINGS
 from search_space.compressor import Compressor, Size
 from search_space.design import CONTROLS, MASKS, Design
 from search_space.layout import TASKS, Positions, Sample, Specials, Task
-from search_space.pooling import POOLINGS
 from search_space.transformer import Shape
 
 WORDS = 35  # ids below are text, the special tokens stand behind them

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_space.adapters import AttnMlp, MlpAttn
+from search_space.axes.adapter import AttnMlp, MlpAttn
 from search_space.compressor import Compressor
 from search_space.layout import Sample, Specials
 from search_space.transformer import Rows

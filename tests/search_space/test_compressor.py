@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from search_space.axes.pooling import POOLINGS
 from search_space.compressor import Compressor, Size
 from search_space.design import CONTROLS, MASKS, Design
 from search_space.errors import UsageError
 from search_space.layout import TASKS, Positions, Sample, Task, lay_out
-from search_space.pooling import POOLINGS
 from tests.search_space import reference
 from tests.search_space.cases import (
     APART,

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_space.adapters import ADAPTERS
+from search_space.axes.adapter import ADAPTERS
+from search_space.axes.pooling import POOLINGS
 from search_space.design import AXES, CONTROLS, MASKS, Design
 from search_space.errors import UsageError
 from search_space.layout import lay_out
-from search_space.pooling import POOLINGS
 from tests.search_space.cases import SPECIALS, build, combinations, designs, mixture
 
 PUBLISHED = [

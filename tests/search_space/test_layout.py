@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from search_space.adapters import ADAPTERS
+from search_space.axes.adapter import ADAPTERS
+from search_space.axes.pooling import POOLINGS
 from search_space.design import Design
 from search_space.layout import TASKS, Batch, Positions, Sample, lay_out, pack
-from search_space.pooling import POOLINGS
 from search_space.transformer import Rows
 from tests.search_space.cases import SPECIALS, make, mixture, positions, samples, tiny_designs
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from search_space.adapters import ADAPTERS, LatentRows
+from search_space.axes.adapter import ADAPTERS, LatentRows
 from search_space.design import Design
 from search_space.layout import lay_out
 from search_space.transformer import Block, Shape

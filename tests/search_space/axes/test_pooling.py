@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from search_space import pooling as pooling_module
+from search_space.axes import pooling as pooling_module
+from search_space.axes.pooling import POOLINGS, Blocks, Concat, Eos, Mean
 from search_space.compressor import Compressor, Size
 from search_space.design import Design
 from search_space.layout import Sample, Specials, lay_out
-from search_space.pooling import POOLINGS, Blocks, Concat, Eos, Mean
 from search_space.transformer import Shape
 
 # Eight encoder positions: blocks of three at 1-3 and 4-5 (short), markers at 6 and 7.
@@ -54,7 +54,7 @@ def test_contract(name: str) -> None:
 
 def test_the_example_of_the_readme_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its class and its entry are all that a new pooling takes."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     (example,) = re.findall(r"```python\n(class .*?)```", readme, re.DOTALL)
     scope = vars(pooling_module).copy()
     exec(example, scope)
