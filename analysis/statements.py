@@ -148,7 +148,8 @@ def _noise(comparison: Comparison) -> str | None:
 
 def _encoder(frame: pd.DataFrame, comparison: Comparison) -> str | None:
     """The baseline against its own design without an encoder."""
-    axes = ["pooling", "ratio", "adapter", "depth"]  # what that control keeps of a design
+    # What that control keeps of a design.
+    axes = ["pooling", "ratio", "adapter", "depth", "decoder", "embeddings", "positions"]
     own = frame.loc[frame["design"] == comparison.baseline, axes].head(1)
     bare = frame[frame["control"] == "encoderless"].merge(own, on=axes)
     effect = comparison.of(str(bare["design"].iloc[0])) if len(bare) else None

@@ -30,6 +30,10 @@ TRIALS: dict[str, str] = {
     "mask": "str",
     "adapter": "str",
     "depth": "int64",
+    "encoder": "str",
+    "decoder": "str",
+    "embeddings": "str",
+    "positions": "str",
     "control": "str",  # none, uncompressed, blind, encoderless
     "role": "str",  # baseline, control, arm
     "seed": "int64",

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lclab.commands import demo, report, space, sweep, ui
+from lclab.commands import bench, demo, report, space, sweep, ui
 from search_space.errors import UsageError
 
 __all__ = ["app", "main"]
@@ -15,6 +15,7 @@ app.command("space")(space.space)
 app.add_typer(sweep.app, name="sweep")
 app.command("report")(report.report)
 app.command("ui")(ui.ui)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -10,17 +10,21 @@ Shapes: R rows, T positions of a row, D encoder width, M decoder width, L latent
 """
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_space.axes import shape
 from search_space.axes.adapter import ADAPTERS
+from search_space.axes.axis import has_encoder
+from search_space.axes.base import BASE
+from search_space.axes.embeddings import Embeddings
 from search_space.axes.pooling import POOLINGS
+from search_space.axes.positions import Positions
 from search_space.design import Design
 from search_space.errors import UsageError
-from search_space.layout import Batch, EncoderInputs, Positions
+from search_space.layout import Batch, EncoderInputs
 from search_space.transformer import Block, Shape, Transformer
 
 __all__ = ["Compressor", "Size"]
@@ -28,11 +32,12 @@ __all__ = ["Compressor", "Size"]
 
 @dataclass(frozen=True)
 class Size:
-    """What all designs of a sweep share.
+    """What all designs of a sweep share, but for those axes in which a design says otherwise.
 
     vocab: token ids, special tokens included.
-    share_embeddings: one token embedding for encoder and decoder; asks for equal widths.
-    positions: where latents stand for the decoder (see `lay_out`).
+    encoder, decoder: shapes of the transformers.
+    embeddings: one token embedding for encoder and decoder (`tied`; asks for equal widths) or one each.
+    positions: where latents stand for the decoder (see `axes.positions`).
     phase_std: standard deviation of the phase embeddings at the start; 0 leaves them out.
     embedding_std: standard deviation of the token embeddings at the start.
     silent_encoder: the encoder's and the adapter's layers start as the identity.
@@ -41,11 +46,36 @@ class Size:
     vocab: int = 512
     encoder: Shape = field(default_factory=Shape)
     decoder: Shape = field(default_factory=Shape)
-    share_embeddings: bool = True
+    embeddings: Embeddings = "tied"
     positions: Positions = "spread"
     phase_std: float = 2.0
     embedding_std: float = 0.7
     silent_encoder: bool = True
+
+    def of(self, design: Design) -> "Size":
+        """This size with what `design` says of it. Raises `UsageError` where the two do not fit."""
+        encoder, decoder = shape.apply(design.encoder, self.encoder), shape.apply(design.decoder, self.decoder)
+        if design.control == "encoderless":
+            encoder = replace(encoder, layers=0)
+        own = {axis: getattr(design, axis) for axis in ("embeddings", "positions") if getattr(design, axis) != BASE}
+        size = replace(self, encoder=encoder, decoder=decoder, **own)
+        if has_encoder(vars(design)) and size.embeddings == "tied" and encoder.width != decoder.width:
+            raise UsageError(
+                f"embeddings: encoder width {encoder.width} and decoder width {decoder.width} differ in {design.name}, "
+                "so that they cannot be tied; set size.embeddings=separate or make the widths equal"
+            )
+        return size
+
+    def resolve(self, design: Design) -> Design:
+        """`design` with nothing left to the size: equal for two designs exactly when they are the same at this size."""
+        size = self.of(design)
+        encoder = shape.apply(design.encoder, self.encoder)  # also of an encoder whose layers a control leaves out
+        return design.but(
+            encoder=shape.ENCODER.spell(encoder),
+            decoder=shape.DECODER.spell(size.decoder),
+            embeddings=size.embeddings,
+            positions=size.positions,
+        )
 
 
 class Compressor(nn.Module):
@@ -53,13 +83,9 @@ class Compressor(nn.Module):
 
     def __init__(self, design: Design, size: Size) -> None:
         super().__init__()
-        if size.share_embeddings and size.encoder.width != size.decoder.width:
-            raise UsageError(
-                f"size.share_embeddings: encoder width {size.encoder.width} and decoder width {size.decoder.width} "
-                "differ; set it to false or make them equal"
-            )
+        size = size.of(design)
         self.design, self.size = design, size
-        self.decoder = Transformer(size.decoder, size.vocab)
+        self.decoder = Transformer(size.decoder, size.vocab, head=True)
         self.encoder: Transformer | None = None
         self.phase: nn.ModuleDict | None = None
         if design.control in ("none", "encoderless"):
@@ -68,9 +94,8 @@ class Compressor(nn.Module):
 
     def _build_encoder(self) -> None:
         design, size = self.design, self.size
-        layers = 0 if design.control == "encoderless" else size.encoder.layers
-        self.encoder = Transformer(size.encoder, size.vocab, layers)
-        if size.share_embeddings:
+        self.encoder = Transformer(size.encoder, size.vocab)
+        if size.embeddings == "tied":
             self.encoder.embed_tokens = self.decoder.embed_tokens
         self.pooling = POOLINGS[design.pooling](size.encoder.width, design.ratio)
         adapter = ADAPTERS[design.adapter]
@@ -98,8 +123,8 @@ class Compressor(nn.Module):
             elif isinstance(module, nn.Embedding):
                 is_phase = name.startswith("phase")
                 _draw(module.weight, self.size.phase_std if is_phase else self.size.embedding_std, base, name)
-        # The head is the embedding: logits of unit variance at the start, whatever the embedding's scale.
-        nn.init.constant_(self.decoder.norm.weight, self.size.decoder.width**-0.5 / self.size.embedding_std)
+        if self.size.decoder.tied_head:  # logits of unit variance at the start, whatever the embedding's scale
+            nn.init.constant_(self.decoder.norm.weight, self.size.decoder.width**-0.5 / self.size.embedding_std)
         if self.encoder is not None and self.size.silent_encoder:
             for part in (self.encoder, self.adapter):
                 for module in part.modules():
@@ -122,7 +147,7 @@ class Compressor(nn.Module):
             x_RTM = torch.where(here_RT1, latents_LM[batch.latent_RT.clamp(min=0)].to(x_RTM.dtype), x_RTM)
         hidden_RTM = self.decoder(x_RTM, batch.rows)
         hidden_PM = hidden_RTM.flatten(0, 1)[batch.place_P]
-        return F.linear(hidden_PM, self.decoder.embed_tokens.weight)
+        return self.decoder.logits(hidden_PM)
 
     def _embed(self, part: Transformer, token_RT: Tensor, phase_RT: Tensor, name: str) -> Tensor:
         x_RTD = part.embed_tokens(token_RT)

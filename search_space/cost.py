@@ -9,71 +9,94 @@ Shapes: R rows, T positions of a row, L latents, N ratio, P scored positions.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from torch import nn
 
-from search_space.compressor import Compressor, Size
+from search_space.compressor import Size
 from search_space.design import Design
 from search_space.layout import Batch, Sample, Specials, lay_out
-from search_space.transformer import Rows, Shape
+from search_space.memory import Precision, skeleton, training_memory
+from search_space.transformer import Layers, Rows, Shape
 
 __all__ = ["Cost", "cost", "forward_flops", "parameters"]
 
 _BACKWARD = 2  # a backward pass costs two forward passes
+_BFLOAT16 = 2  # bytes
 _SPECIALS = Specials(0, 1, 2, 3, 4)  # lengths are all that matters here
 
 
 @dataclass(frozen=True)
 class Cost:
     """parameters: trained numbers, shared embeddings once.
-    train_flops: per raw token of a reconstructed span, forward and backward.
+    train_flops: per raw token of a training step, forward and backward.
     prefill_flops: per raw token of a wrapped context, to encode it and let the decoder read its latents.
+    kv_bytes: per raw token of a wrapped context, what the decoder then keeps in its key-value cache, in bfloat16.
+    memory: peak bytes of a training step (see `search_space.memory`).
     """
 
     parameters: int
     train_flops: float
     prefill_flops: float
+    kv_bytes: float
+    memory: int
 
 
-def cost(design: Design, size: Size, span: int) -> Cost:
-    """Costs of `design` on spans of `span` tokens."""
-    tokens = np.zeros(span, np.int64)
-    training = lay_out([Sample(tokens, (), "reconstruct", 0)], design, _SPECIALS, size.positions)
+def cost(
+    design: Design,
+    size: Size,
+    span: int,
+    spans: int = 1,
+    interleaved: bool = False,
+    precision: Precision = "32-true",
+) -> Cost:
+    """Costs of `design` on training steps of `spans` spans of `span` tokens and on a context of one such span.
+
+    A step wraps its spans and has them reconstructed; `interleaved` wraps their first halves and scores the rest.
+    """
+    size, tokens = size.of(design), np.zeros(span, np.int64)
+    task, cuts = ("continue", (span // 2,)) if interleaved else ("reconstruct", ())
+    training = lay_out([Sample(tokens, cuts, task, 0)] * spans, design, _SPECIALS, size.positions)
     reading = lay_out([Sample(tokens, (), "continue", 0)], design, _SPECIALS, size.positions)
     return Cost(
         parameters=parameters(design, size),
-        train_flops=(1 + _BACKWARD) * forward_flops(design, size, training) / span,
+        train_flops=(1 + _BACKWARD) * forward_flops(design, size, training) / (span * spans),
         prefill_flops=forward_flops(design, size, reading) / span,
+        kv_bytes=_kv_bytes(size.decoder, reading.rows) / span,
+        memory=training_memory(design, size, training, precision),
     )
 
 
 def parameters(design: Design, size: Size) -> int:
-    """Counted on the model itself, built without memory."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Compressor(design, size).parameters())
+    """Trained numbers, shared embeddings once; counted on the model itself, built without memory."""
+    return skeleton(design, size).parameters
+
+
+def _kv_bytes(shape: Shape, rows: Rows) -> int:
+    """Keys and values of all positions of `rows`, in bfloat16: of a wrapped context those of latents and tags."""
+    return 2 * _BFLOAT16 * shape.layers * shape.kv_heads * shape.head_width * rows.segment_RT.numel()
 
 
 def forward_flops(design: Design, size: Size, batch: Batch) -> float:
     """FLOPs of one forward pass over `batch`."""
-    flops = _layers(batch.rows, size.decoder, size.decoder.layers, size.decoder.width)
+    size = size.of(design)
+    flops = _layers(batch.rows, size.decoder, size.decoder.layers)
     flops += 2 * len(batch.place_P) * size.decoder.width * size.vocab
     if batch.encoder is None:
         return flops
-    layers = 0 if design.control == "encoderless" else size.encoder.layers
-    flops += _layers(batch.encoder.rows, size.encoder, layers, size.encoder.width)
-    pooled = size.encoder.width * (design.ratio if design.pooling == "concat" else 1)
-    latents = len(batch.encoder.blocks.mask_LN)
-    flops += 2 * latents * size.decoder.width * (pooled + size.decoder.width)
-    if batch.encoder.spans is not None:
-        shape, width = (size.encoder, pooled) if design.adapter == "attn_mlp" else (size.decoder, size.decoder.width)
-        flops += _layers(batch.encoder.spans.rows, shape, design.depth, width)
+    flops += _layers(batch.encoder.rows, size.encoder, size.encoder.layers)
+    model = skeleton(design, size).model
+    linear = sum(m.weight.numel() for m in model.adapter.modules() if isinstance(m, nn.Linear))
+    flops += len(batch.encoder.blocks.mask_LN) * (model.pooling.flops() + 2 * linear)
+    for part in model.adapter.modules():
+        if isinstance(part, Layers) and batch.encoder.spans is not None:
+            flops += _layers(batch.encoder.spans.rows, part.shape, design.depth)
     return flops
 
 
-def _layers(rows: Rows, shape: Shape, layers: int, width: int) -> float:
+def _layers(rows: Rows, shape: Shape, layers: int) -> float:
     """Transformer layers over rows: projections, feed-forward, and attention over the whole row."""
     r, t = rows.segment_RT.shape
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    projections = 2 * width * (2 * queries + 2 * keys)
-    feedforward = 2 * 3 * width * shape.feedforward
+    projections = 2 * shape.width * (2 * queries + 2 * keys)
+    feedforward = 2 * 3 * shape.width * shape.feedforward
     attention = 2 * 2 * t * queries
     return float(layers * r * t * (projections + feedforward + attention))

@@ -10,6 +10,7 @@ Shapes: R rows, T positions of a row, L latents, N ratio, P scored positions.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import lt
 from typing import Literal
 
 import numpy as np
@@ -19,15 +20,17 @@ from torch import Tensor
 
 from search_space.axes.adapter import ADAPTERS, LatentRows
 from search_space.axes.pooling import POOLINGS, Blocks
+from search_space.axes.positions import Positions
 from search_space.design import Design
+from search_space.errors import UsageError
+from search_space.packing import pack, ranges
 from search_space.transformer import Rows
 
-__all__ = ["TASKS", "Batch", "Positions", "Sample", "Specials", "Task", "lay_out", "pack"]
+__all__ = ["TASKS", "Batch", "EncoderInputs", "Sample", "Specials", "Task", "lay_out"]
 
 Ints = NDArray[np.int64]
 Task = Literal["reconstruct", "parallel", "continue"]
 TASKS: tuple[Task, ...] = ("reconstruct", "parallel", "continue")
-Positions = Literal["spread", "consecutive"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,27 @@ class Sample:
     task: `continue` scores the raw segments; `reconstruct` wraps all and scores its tokens again, each after
         its predecessors; `parallel` does so with every decoder input masked, so that only latents can help.
     document: whose tokens these are.
+
+    Raises `UsageError` where tokens are not whole numbers or missing, and for cuts that leave a segment empty.
     """
 
     tokens: Ints
     cuts: tuple[int, ...]
     task: Task
     document: int
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu" or not self.tokens.size:
+            what = f"{self.tokens.dtype} of shape {self.tokens.shape}"
+            raise UsageError(f"tokens: {what} in document {self.document}; expected one or more whole numbers in a row")
+        if self.task not in TASKS:
+            raise UsageError(f"task: {self.task!r} is not one of {', '.join(TASKS)}")
+        if self.cuts and self.task != "continue":
+            raise UsageError(f"cuts: {self.task} wraps all of its tokens; only continue has cuts")
+        edges = (0, *self.cuts, len(self.tokens))
+        if not all(map(lt, edges, edges[1:])):
+            last = len(self.tokens) - 1
+            raise UsageError(f"cuts: {self.cuts} in {last + 1} tokens; expected ascending numbers from 1 to {last}")
 
     def segments(self) -> list[tuple[int, int, bool]]:
         """(start, stop, wrapped) in order."""
@@ -88,232 +106,199 @@ class Batch:
     raw_tokens: int
 
 
-def lay_out(samples: list[Sample], design: Design, specials: Specials, positions: Positions = "spread") -> Batch:
+def lay_out(
+    samples: list[Sample], design: Design, specials: Specials, positions: Positions, dense: bool = True
+) -> Batch:
     """The batch of `samples` for `design`.
 
     `positions` says where a latent stands for the decoder: `consecutive` as published, or `spread` at the place
-    of its block, with reconstruction starting again at the span's own positions.
+    of its block, with reconstruction starting again at the span's own positions. `dense` says whether attention
+    computes what its mask forbids, as it does on a CPU; the rows are packed for that (see `packing`).
+
+    Raises `UsageError` when there is no sample.
     """
-    spans = [s.tokens[a:b] for s in samples for a, b, wrapped in s.segments() if wrapped]
+    if not samples:
+        raise UsageError("samples: there is none; a batch takes at least one")
+    text = _Text(samples)
     has_encoder = design.control not in ("uncompressed", "blind")
-    encoder = _encoder_inputs(spans, design, specials, positions) if has_encoder else None
-    return _decoder_inputs(samples, encoder, design, specials, positions)
+    encoder = _encoder_inputs(text, design, specials, positions, dense) if has_encoder else None
+    return _decoder_inputs(text, encoder, design, specials, positions, dense)
 
 
-def pack(lengths: Ints) -> tuple[Ints, Ints, int]:
-    """Sequences into rows of one length: row and offset of each, and the row length.
+class _Text:
+    """The samples of a step end to end, as arrays.
 
-    Best fit in decreasing order. Of row lengths from the longest sequence to four times that, it is the shortest that
-    wastes under 1.5%, since attention pays for length, else the one that wastes least. Tried are those that some
-    number of rows fills but for the hundredth that best fit needs: a row length blind to the total leaves the last
-    row half empty.
+    token: of all samples.
+    document, task, length, first: of each sample; `first` is where its tokens begin among all.
+    sample, start, stop, source: of each segment; edges in its sample, and where its tokens begin among all.
+    wrapped, raw: numbers of the segments that are.
     """
-    longest, total = int(lengths.max()), int(lengths.sum())
-    few, many = max(1, total // (4 * longest)), max(1, total // longest)
-    even = {-(-101 * total // (100 * int(k))) for k in np.linspace(few, many, 12)}
-    best: tuple[int, Ints, Ints, int] | None = None
-    for capacity in sorted({longest} | {c for c in even if c > longest}):
-        row, offset = _best_fit(lengths, capacity)
-        area = (int(row.max()) + 1) * capacity
-        if best is None or area < best[0]:
-            best = (area, row, offset, capacity)
-        if best[0] * 985 <= total * 1000:
-            break
-    assert best is not None
-    return best[1:]
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.token = np.concatenate([s.tokens for s in samples])
+        self.document = np.array([s.document for s in samples])
+        self.task = np.array([TASKS.index(s.task) for s in samples])
+        self.length = np.array([len(s.tokens) for s in samples])
+        self.first = np.cumsum(self.length) - self.length
+        segments = np.array([(i, *segment) for i, s in enumerate(samples) for segment in s.segments()])
+        self.sample, self.start, self.stop, wrapped = segments.T
+        self.source = self.first[self.sample] + self.start
+        self.wrapped, self.raw = np.flatnonzero(wrapped), np.flatnonzero(~wrapped.astype(bool))
 
 
-def _best_fit(lengths: Ints, capacity: int) -> tuple[Ints, Ints]:
-    row, offset = np.zeros_like(lengths), np.zeros_like(lengths)
-    if int(lengths.min()) == capacity:
-        return np.arange(len(lengths)), offset
-    open_rows: dict[int, list[int]] = {}  # room left -> rows with that much
-    rows = 0
-    for i in np.argsort(-lengths, kind="stable"):
-        need = int(lengths[i])
-        room = min((r for r in open_rows if r >= need), default=0)
-        if room:
-            r = open_rows[room].pop()
-            if not open_rows[room]:
-                del open_rows[room]
-        else:
-            r, rows, room = rows, rows + 1, capacity
-        row[i], offset[i] = r, capacity - room
-        if room > need:
-            open_rows.setdefault(room - need, []).append(r)
-    return row, offset
+class _Grid:
+    """Sequences packed into rows, which are filled column by column.
+
+    first: of each sequence, its place in the flattened rows; place: of each element, sequence by sequence.
+    """
+
+    def __init__(self, lengths: Ints, dense: bool) -> None:
+        self.lengths = lengths
+        row, offset, capacity = pack(lengths, dense)
+        self.shape = (int(row.max()) + 1, capacity)
+        self.first = row * capacity + offset
+        self.place = ranges(self.first, lengths)
+        self._segment = self.fill(-1, (self.place, np.repeat(np.arange(len(lengths)), lengths)))
+        self._alone = self.shape[0] == len(lengths) and bool((lengths == capacity).all())
+
+    def fill(self, empty: int, *parts: tuple[Ints, Ints | int]) -> Tensor:
+        """(R, T): at each part's places its values, elsewhere `empty`."""
+        out = np.full(self.shape, empty)
+        for place, values in parts:
+            out.reshape(-1)[place] = values
+        return torch.from_numpy(out)
+
+    def rows(self, position_RT: Tensor) -> Rows:
+        return Rows(self._segment, position_RT, self._alone)
 
 
-def _ranges(starts: Ints | int, lengths: Ints) -> Ints:
-    """`arange(start, start + length)` for each pair, one after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-
-def _rows(lengths: Ints, positions: Ints) -> tuple[Rows, Ints, Ints]:
-    """Pack sequences: the rows, each sequence's first place, and each element's place in the flattened rows."""
-    row, offset, capacity = pack(lengths)
-    first = row * capacity + offset
-    place = _ranges(first, lengths)
-    shape = (int(row.max()) + 1, capacity)
-    segment, position = np.full(shape, -1), np.zeros(shape, np.int64)
-    segment.flat[place] = np.repeat(np.arange(len(lengths)), lengths)
-    position.flat[place] = positions
-    alone = shape[0] == len(lengths) and bool((lengths == capacity).all())
-    return Rows(torch.from_numpy(segment), torch.from_numpy(position), alone), first, place
-
-
-def _scatter(rows: Rows, place: Ints, values: Ints, empty: int) -> Tensor:
-    out = np.full(tuple(rows.segment_RT.shape), empty)
-    out.flat[place] = values
-    return torch.from_numpy(out)
-
-
-def _encoder_inputs(spans: list[Ints], design: Design, specials: Specials, positions: Positions) -> EncoderInputs:
+def _encoder_inputs(
+    text: _Text, design: Design, specials: Specials, positions: Positions, dense: bool
+) -> EncoderInputs:
     n, w = design.ratio, design.window
-    tokens, span_length = np.concatenate(spans), np.array([len(s) for s in spans])
-    span_first = np.cumsum(span_length) - span_length
+    span_length = (text.stop - text.start)[text.wrapped]
 
     # Windows: the core they are for, and the overlap around it that never leaves the span.
     count = -(-span_length // w)
-    of_span = np.repeat(np.arange(len(spans)), count)
-    start = _ranges(0, count) * w
+    of_span = np.repeat(np.arange(len(span_length)), count)
+    start = ranges(0, count) * w
     core = np.minimum(w, span_length[of_span] - start)
     left = np.minimum(design.overlap, start)
     right = np.minimum(design.overlap, span_length[of_span] - start - core)
     right *= design.mask == "bidirectional"
-    text = left + core + right
+    read = left + core + right
     latents = -(-core // n)
     markers = latents * POOLINGS[design.pooling].markers
-    length = text + markers
+    grid = _Grid(read + markers, dense)
 
     # A marker stands behind the text; where positions are spread it takes the position of its block's end.
-    block = _ranges(0, latents)
-    marker_position = np.repeat(text, markers) + _ranges(0, markers)
+    text_place, marker_place = ranges(grid.first, read), ranges(grid.first + read, markers)
+    block = ranges(0, latents)
+    block_size = np.minimum(n, np.repeat(core, latents) - block * n)
+    marker_position = ranges(read, markers)
     if positions == "spread":
-        block_end = np.minimum((block + 1) * n, np.repeat(core, latents)) - 1
-        marker_position = (np.repeat(left, latents) + block_end)[: len(marker_position)]
-    is_text = np.repeat(np.tile([True, False], len(text)), np.stack([text, markers], 1).ravel())
-    place_in_window = np.empty(int(length.sum()), np.int64)
-    place_in_window[is_text], place_in_window[~is_text] = _ranges(0, text), marker_position
-    rows, first, place = _rows(length, place_in_window)
+        marker_position = (np.repeat(left, latents) + block * n + block_size - 1)[: len(marker_place)]
 
-    source = _ranges(span_first[of_span] + start - left, text)
-    token_RT = _scatter(rows, place[is_text], tokens[source], specials.mask)
-    token_RT.view(-1)[torch.from_numpy(place[~is_text])] = specials.memory
-    phase_RT = _scatter(rows, place[is_text], _ranges(start - left, text) % n, -1)
-
-    block_first = np.repeat(first + left, latents) + block * n
-    in_block = np.arange(n) < np.minimum(n, np.repeat(core, latents) - block * n)[:, None]
-    blocks = Blocks(
-        tokens_LN=torch.from_numpy(np.where(in_block, block_first[:, None] + np.arange(n), 0)),
-        mask_LN=torch.from_numpy(in_block),
-        markers_L=torch.from_numpy(place[~is_text]),
+    source = text.source[text.wrapped][of_span] + start - left
+    block_first = np.repeat(grid.first + left, latents) + block * n
+    in_block = np.arange(n) < block_size[:, None]
+    return EncoderInputs(
+        rows=grid.rows(grid.fill(0, (text_place, ranges(0, read)), (marker_place, marker_position))),
+        token_RT=grid.fill(
+            specials.mask, (text_place, text.token[ranges(source, read)]), (marker_place, specials.memory)
+        ),
+        phase_RT=grid.fill(-1, (text_place, ranges(start - left, read) % n)),
+        blocks=Blocks(
+            tokens_LN=torch.from_numpy(np.where(in_block, block_first[:, None] + np.arange(n), 0)),
+            mask_LN=torch.from_numpy(in_block),
+            markers_L=torch.from_numpy(marker_place),
+        ),
+        spans=_latent_rows(-(-span_length // n), dense) if ADAPTERS[design.adapter].attention else None,
     )
-    return EncoderInputs(rows, token_RT, phase_RT, blocks, _latent_rows(span_length, design))
 
 
-def _latent_rows(span_length: Ints, design: Design) -> LatentRows | None:
-    if not ADAPTERS[design.adapter].attention:
-        return None
-    latents = -(-span_length // design.ratio)
-    rows, _, place = _rows(latents, _ranges(0, latents))
-    return LatentRows(rows, _scatter(rows, place, np.arange(int(latents.sum())), 0), torch.from_numpy(place))
+def _latent_rows(latents: Ints, dense: bool) -> LatentRows:
+    grid = _Grid(latents, dense)
+    rows = grid.rows(grid.fill(0, (grid.place, ranges(0, latents))))
+    return LatentRows(rows, grid.fill(0, (grid.place, np.arange(len(grid.place)))), torch.from_numpy(grid.place))
 
 
-class _Decoder:
-    """Collects the decoder's sequences, stretch by stretch: columns position, token, latent, phase, target."""
+@dataclass
+class _Elements:
+    """Places of the decoder's elements in the flattened rows, each kind in the order of the text."""
 
-    def __init__(self) -> None:
-        self._stretches: list[Ints] = []  # (5, length) each
-        self._ends: list[int] = []  # stretches up to the end of each sequence
+    opening: Ints  # the tag before a span
+    read: Ints  # what is read of it
+    closing: Ints  # the tag behind it
+    raw: Ints
+    asked: Ints  # what reconstruction asks for, behind the sample
+    first_asked: Ints
 
-    def add(
-        self,
-        position: Ints,
-        token: Ints | int,
-        latent: Ints | int = -1,
-        phase: Ints | int = -1,
-        target: Ints | int = -1,
-    ) -> None:
-        stretch = np.empty((5, len(position)), np.int64)
-        for row, values in zip(stretch, (position, token, latent, phase, target), strict=True):
-            row[:] = values
-        self._stretches.append(stretch)
 
-    def score_last(self, target: int) -> None:
-        """Let the last element added be scored on `target`."""
-        self._stretches[-1][4, -1] = target
+def _decoder_grid(text: _Text, read: Ints, asked: Ints, dense: bool) -> tuple[_Grid, _Elements]:
+    """Samples packed into rows, and where everything stands.
 
-    def end_sequence(self) -> None:
-        self._ends.append(len(self._stretches))
-
-    def columns(self) -> tuple[Ints, Ints]:
-        """All sequences end to end (5, total), and the length of each."""
-        lengths = np.cumsum([0, *(s.shape[1] for s in self._stretches)])[[0, *self._ends]]
-        return np.concatenate(self._stretches, 1), np.diff(lengths)
+    `read` is how many elements stand for each wrapped segment, `asked` how many each sample asks for.
+    """
+    length, wrapped, raw = text.stop - text.start, text.wrapped, text.raw
+    held = length.copy()
+    held[wrapped] = read + 2
+    grid = _Grid(np.add.reduceat(held, np.flatnonzero(text.start == 0)) + asked, dense)
+    # Counted from the first sample to the last as if they were one row.
+    begin = np.cumsum(held) - held + (np.cumsum(asked) - asked)[text.sample]
+    question = np.cumsum(grid.lengths) - asked
+    return grid, _Elements(
+        opening=grid.place[begin[wrapped]],
+        read=grid.place[ranges(begin[wrapped] + 1, read)],
+        closing=grid.place[begin[wrapped] + 1 + read],
+        raw=grid.place[ranges(begin[raw], length[raw])],
+        asked=grid.place[ranges(question, asked)],
+        first_asked=grid.place[question[asked > 0]],
+    )
 
 
 def _decoder_inputs(
-    samples: list[Sample], encoder: EncoderInputs | None, design: Design, specials: Specials, positions: Positions
+    text: _Text, encoder: EncoderInputs | None, design: Design, specials: Specials, positions: Positions, dense: bool
 ) -> Batch:
-    latents = 0
-    out = _Decoder()
-    for sample in samples:
-        for a, b, wrapped in sample.segments():
-            if wrapped:
-                _wrapped_segment(out, sample.tokens[a:b], a, design, specials, latents)
-                latents += -(-(b - a) // design.ratio)
-            else:
-                _raw_segment(out, sample.tokens[a:b], a)
-        if sample.task != "continue":
-            _reconstruction(out, sample, design, specials)
-        out.end_sequence()
-    (position, token, latent, phase, target), lengths = out.columns()
-    if positions == "consecutive":
-        position = _ranges(0, lengths)
-    rows, _, place = _rows(lengths, position)
+    """Each sample's segments, a wrapped one as tags around what is read of it, and then what is asked for."""
+    n = design.ratio if encoder else 1
+    wrapped, raw, length = text.wrapped, text.raw, text.stop - text.start
+    read = -(-length[wrapped] // n) * (design.control != "blind")
+    asked = text.length * (text.task != TASKS.index("continue"))
+    grid, at = _decoder_grid(text, read, asked, dense)
+
+    raw_token = text.token[ranges(text.source[raw], length[raw])]
+    asked_source, place_asked = ranges(text.first, asked), ranges(0, asked)
+    token_RT = grid.fill(
+        specials.mask,
+        (at.opening, specials.memory_start),
+        (at.read, specials.memory if encoder else text.token[ranges(text.source[wrapped], read)]),
+        (at.closing, specials.memory_end),
+        (at.raw, raw_token),
+        (at.asked, text.token[asked_source - 1]),
+        (at.first_asked, specials.reconstruct),
+        (at.asked[np.repeat(text.task == TASKS.index("parallel"), asked)], specials.mask),
+    )
+    spread_RT = grid.fill(
+        0,
+        (at.opening, text.start[wrapped]),
+        (at.read, np.repeat(text.start[wrapped], read) + ranges(0, read) * n),
+        (at.closing, text.stop[wrapped] - 1),
+        (at.raw, ranges(text.start[raw], length[raw])),
+        (at.asked, place_asked),
+    )
+    # A raw token is scored by the element before it, the first of a segment by the tag that closed the span.
+    target = grid.fill(-1, (at.raw - 1, raw_token), (at.asked, text.token[asked_source])).view(-1)[grid.place]
     scored = target >= 0
     return Batch(
         encoder=encoder,
-        rows=rows,
-        token_RT=_scatter(rows, place, token, specials.mask),
-        latent_RT=_scatter(rows, place, latent, -1),
-        phase_RT=_scatter(rows, place, phase, -1),
-        place_P=torch.from_numpy(place[scored]),
-        target_P=torch.from_numpy(target[scored]),
-        task_P=torch.from_numpy(np.repeat([TASKS.index(s.task) for s in samples], lengths)[scored]),
-        document_P=torch.from_numpy(np.repeat([s.document for s in samples], lengths)[scored]),
-        raw_tokens=sum(len(s.tokens) for s in samples),
+        rows=grid.rows(spread_RT if positions == "spread" else grid.fill(0, (grid.place, ranges(0, grid.lengths)))),
+        token_RT=token_RT,
+        latent_RT=grid.fill(-1, (at.read, np.arange(len(at.read)) if encoder else -1)),
+        phase_RT=grid.fill(-1, (at.asked, place_asked % n if encoder else -1)),
+        place_P=torch.from_numpy(grid.place)[scored],
+        target_P=target[scored],
+        task_P=torch.from_numpy(np.repeat(text.task, grid.lengths))[scored],
+        document_P=torch.from_numpy(np.repeat(text.document, grid.lengths))[scored],
+        raw_tokens=len(text.token),
     )
-
-
-def _wrapped_segment(
-    out: _Decoder, tokens: Ints, start: int, design: Design, specials: Specials, first_latent: int
-) -> None:
-    """The tags, and between them what the decoder reads in place of `tokens`."""
-    stop = start + len(tokens)
-    out.add(np.array([start]), specials.memory_start)
-    if design.control == "uncompressed":
-        out.add(np.arange(start, stop), tokens)
-    elif design.control != "blind":
-        block = np.arange(-(-len(tokens) // design.ratio))
-        out.add(start + block * design.ratio, specials.memory, latent=first_latent + block)
-    out.add(np.array([stop - 1]), specials.memory_end)
-
-
-def _raw_segment(out: _Decoder, tokens: Ints, start: int) -> None:
-    """Raw tokens, each scored by the element before it; the first by the tag that closed the span."""
-    out.score_last(int(tokens[0]))
-    out.add(np.arange(start, start + len(tokens)), tokens, target=np.append(tokens[1:], -1))
-
-
-def _reconstruction(out: _Decoder, sample: Sample, design: Design, specials: Specials) -> None:
-    """The span's tokens once more, each scored where the decoder is asked for it."""
-    position = np.arange(len(sample.tokens))
-    phase = position % design.ratio if design.control not in ("uncompressed", "blind") else -1
-    if sample.task == "parallel":
-        asked: Ints | int = specials.mask
-    else:
-        asked = np.append(specials.reconstruct, sample.tokens[:-1])
-    out.add(position, asked, phase=phase, target=sample.tokens)

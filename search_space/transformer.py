@@ -5,16 +5,22 @@ Notable choices:
   no biases) with Hugging Face's names, so that its weights load and `transformers` is the reference in the tests;
 - a row holds several sequences (`Rows`), and attention stays inside each;
 - positions are an input, so that windows restart and latents may stand spread out;
-- one code path for causal and bidirectional attention, with and without packing.
+- one code path for causal and bidirectional attention. Rows of one segment need no mask, which is what flash kernels
+  ask for; rows of several take a dense mask on the CPU and a block-sparse one on a GPU.
 
-Shapes: R rows, T positions of a row, D width, H query heads, G key-value heads, E head width.
+Shapes: R rows, T positions of a row, B tiles of a row, D width, H query heads, G key-value heads, E head width,
+V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from search_space.errors import UsageError
 
@@ -23,7 +29,10 @@ __all__ = ["Layers", "Rows", "Shape", "Transformer"]
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of one transformer. `layers` 0 leaves embedding and final norm."""
+    """Size of one transformer. `layers` 0 leaves embedding and final norm.
+
+    tied_head: a decoder's head is its embedding; else a matrix of its own. An encoder has no head either way.
+    """
 
     layers: int = 2
     width: int = 128
@@ -33,6 +42,7 @@ class Shape:
     feedforward: int = 256
     rope_base: float = 1e6
     norm_eps: float = 1e-6
+    tied_head: bool = True
 
     def __post_init__(self) -> None:
         if min(self.width, self.heads, self.kv_heads, self.head_width, self.feedforward) < 1 or self.layers < 0:
@@ -47,7 +57,7 @@ class Shape:
 class Rows:
     """Which position of a row belongs to which sequence, and where it stands in it.
 
-    segment_RT: the sequence's number, -1 for padding; attention stays inside one segment.
+    segment_RT: the sequence's number, each in one stretch of one row, -1 for padding; attention stays inside.
     position_RT: rotary position.
     alone: every row is one segment without padding, so that no mask is needed (known where rows are packed,
         since asking the tensor would stall a GPU and break a compiled graph).
@@ -67,6 +77,65 @@ class Rows:
         same_RTT = self.segment_RT[:, :, None] == self.segment_RT[:, None, :]
         return (same_RTT.tril() if causal else same_RTT)[:, None]
 
+    def end_to_end(self) -> "Rows":
+        """All rows as one. A kernel is then compiled for any number of rows at once, and tiles cross their ends."""
+        return Rows(self.segment_RT.reshape(1, -1), self.position_RT.reshape(1, -1), alone=False)
+
+
+def takes_block_mask(device: torch.device, head_width: int) -> bool:
+    """Whether packed rows attend by `flex_attention`, which skips what is hidden; by a dense mask else.
+
+    Its GPU kernels begin at head width 16; its CPU kernel has no backward pass.
+    """
+    return device.type == "cuda" and head_width >= 16
+
+
+_TILE = 128  # positions of a tile of a `BlockMask`, torch's default
+
+
+def _block_mask(segment_T: Tensor, causal: bool) -> BlockMask:
+    """Which tiles of the attention matrix are hidden, partly visible or wholly visible.
+
+    What `create_block_mask` finds by looking at all T * T places (5 GB for two rows of 16,384) follows from the
+    first and last segment of each tile, since a segment's positions are contiguous.
+    """
+    length = len(segment_T)
+    run_T = F.pad(segment_T[1:] != segment_T[:-1], (1, 0)).cumsum(0)  # segments by numbers that rise
+    run_T = F.pad(run_T, (0, -length % _TILE), value=2**30)  # a number of its own: a cut tile is not whole
+    first_B, last_B = run_T[::_TILE], run_T[_TILE - 1 :: _TILE]
+    some_BB = (first_B[:, None] <= last_B) & (last_B[:, None] >= first_B)
+    whole_BB = (first_B[:, None] == last_B) & (last_B[:, None] == first_B)
+    if causal:
+        some_BB, whole_BB = some_BB.tril(), whole_BB.tril(-1)
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Not by `run_T`: inside a compiled graph a kernel cannot look into what that graph computes.
+        same = segment_T[query] == segment_T[key]
+        return same & (query >= key) if causal else same
+
+    return BlockMask.from_kv_blocks(
+        *_listed(some_BB & ~whole_BB), *_listed(whole_BB), _TILE, visible, seq_lengths=(length, length)
+    )
+
+
+def _listed(tile_BB: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tiles each row of tiles has (1, 1, B), and which: those first, in order (1, 1, B, B)."""
+    tile_11BB = tile_BB[None, None].int()
+    return tile_11BB.sum(-1, dtype=torch.int32), tile_11BB.argsort(stable=True, descending=True).int()
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    """Compiled when first called, since `torch.compile` alone imports for seconds.
+
+    Each shape of heads takes up to two graphs per mask, in training and in evaluation: more than torch's 8.
+    """
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(64, config.recompile_limit)
+    return torch.compile(flex_attention, fullgraph=True, dynamic=True)
+
 
 def _rotary(position_RT: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotary angles, each (R, 1, T, E), in float32 as in Qwen3."""
@@ -82,16 +151,21 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, causal: bool) -> Tensor:
     """Scaled dot-product attention in the dtype of `v`, on the CPU in float32 or better.
 
     There the fused kernel's backward pass is 3 to 6 times slower in bfloat16 than in float32 (docs/log.md).
     """
     dtype = torch.promote_types(v.dtype, torch.float32) if v.device.type == "cpu" else v.dtype
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     grouped = q.shape[1] != k.shape[1]
     with torch.autocast(v.device.type, enabled=False):
+        if isinstance(mask, BlockMask):
+            fused = v.device.type == "cuda" and not torch.compiler.is_compiling()
+            flex = _compiled_flex_attention() if fused else flex_attention
+            return flex(q, k, v, block_mask=mask, enable_gqa=grouped)
         return F.scaled_dot_product_attention(
-            q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, is_causal=causal and mask is None, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=grouped
         )
 
 
@@ -107,7 +181,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(e, eps=shape.norm_eps)
         self.k_norm = nn.RMSNorm(e, eps=shape.norm_eps)
 
-    def forward(self, x_RTD: Tensor, mask: Tensor | None, causal: bool, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_RTD: Tensor, mask: Tensor | BlockMask | None, causal: bool, cos: Tensor, sin: Tensor) -> Tensor:
         rows, length, _ = x_RTD.shape
         heads = (rows, length, -1, self.shape.head_width)
         q = self.q_norm(self.q_proj(x_RTD).view(heads)).transpose(1, 2)  # (R, H, T, E)
@@ -136,7 +210,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x_RTD: Tensor, mask: Tensor | None, causal: bool, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x_RTD: Tensor, mask: Tensor | BlockMask | None, causal: bool, cos: Tensor, sin: Tensor) -> Tensor:
         x_RTD = x_RTD + self.self_attn(self.input_layernorm(x_RTD), mask, causal, cos, sin)
         return x_RTD + self.mlp(self.post_attention_layernorm(x_RTD))
 
@@ -156,22 +230,38 @@ class Layers(nn.ModuleList):
     def forward(self, x_RTD: Tensor, rows: Rows, causal: bool) -> Tensor:
         if len(self) == 0:
             return x_RTD
-        mask = rows.mask(causal)
+        shape = x_RTD.shape
+        if takes_block_mask(x_RTD.device, self.shape.head_width) and not rows.alone:
+            x_RTD, rows = x_RTD.reshape(1, -1, shape[-1]), rows.end_to_end()
+            mask = _block_mask(rows.segment_RT[0], causal)
+        else:
+            mask = rows.mask(causal)
         cos, sin = _rotary(rows.position_RT, self.shape)
         for block in self:
             x_RTD = block(x_RTD, mask, causal, cos, sin)
-        return x_RTD
+        return x_RTD.view(shape)
 
 
 class Transformer(nn.Module):
-    """Embedding, layers and final norm; state-dict keys are those of Hugging Face's `Qwen3Model`."""
+    """Embedding, layers, final norm and, with `head`, the head of a language model.
 
-    def __init__(self, shape: Shape, vocab: int, layers: int | None = None) -> None:
+    State-dict keys are those of Hugging Face's `Qwen3Model`, and `lm_head.weight` where the head is not tied.
+    """
+
+    def __init__(self, shape: Shape, vocab: int, head: bool = False) -> None:
         super().__init__()
+        self.shape = shape
         self.embed_tokens = nn.Embedding(vocab, shape.width)
-        self.layers = Layers(shape, shape.layers if layers is None else layers)
+        self.layers = Layers(shape, shape.layers)
         self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.head = head
+        self.lm_head = nn.Linear(shape.width, vocab, bias=False) if head and not shape.tied_head else None
 
     def forward(self, x_RTD: Tensor, rows: Rows, causal: bool = True) -> Tensor:
         """Input embeddings (R, T, D) to final hidden states (R, T, D)."""
         return self.norm(self.layers(x_RTD, rows, causal))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states (..., D) to logits (..., V)."""
+        assert self.head, "an encoder has no head"
+        return F.linear(hidden, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)

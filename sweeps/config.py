@@ -8,12 +8,13 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from search_space.compressor import Compressor, Size
+from search_space.compressor import Size
+from search_space.cost import Cost, cost
 from search_space.design import CONTROLS, Design
 from search_space.errors import UsageError
 from search_space.space import Space
 from trainer.corpus import CorpusConfig
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, precision_of
 
 __all__ = ["PRESETS", "SweepConfig", "dump", "load", "presets"]
 
@@ -68,11 +69,28 @@ class SweepConfig:
         outside = self.space.without(baseline)
         if outside:
             raise UsageError(f"baseline: {self.baseline} is outside the space, {outside}; set baseline= or that axis")
-        Compressor(baseline, self.model_size())
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Every design fits the size, and no two are the same at it."""
+        seen: dict[Design, Design] = {}
+        for design in [*self.space.members(), *(design for design, _, _ in self.planned())]:
+            size = self.model_size()
+            twin = seen.setdefault(size.resolve(design), design)
+            if twin != design:
+                raise UsageError(
+                    f"space: {twin.name} and {design.name} are one design at this size, {size.resolve(design).name}; "
+                    "leave out the choice that the size makes already"
+                )
 
     def model_size(self) -> Size:
         """`size` with the corpus's vocabulary."""
         return replace(self.size, vocab=self.corpus.vocab)
+
+    def cost(self, design: Design) -> Cost:
+        """Of `design` in a step of this sweep's recipe, and on a context of one of its pieces."""
+        r = self.recipe
+        return cost(design, self.model_size(), r.piece, r.pieces, r.continuation == 1, precision_of(r))
 
     def planned(self) -> list[tuple[Design, int, str]]:
         """Design, seed and role of the trials that come before the sampler's, in order."""

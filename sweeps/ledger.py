@@ -63,7 +63,7 @@ class Ledger:
         have = {(t.user_attrs.get("design"), t.user_attrs.get("seed")) for t in self.trials()}
         for design, seed, role in self.config.planned():
             if (design.name, seed) not in have:
-                params = {} if role == "control" else self._params(design)
+                params = {} if role == "control" else self.config.space.answers(design)
                 self.study.enqueue_trial(params, {"design": design.name, "seed": seed, "role": role})
 
     def trials(self) -> list[FrozenTrial]:
@@ -131,17 +131,6 @@ class Ledger:
     def _open(self, number: int) -> tuple[Trial, FrozenTrial]:
         frozen = self.trial(number)
         return Trial(self.study, frozen._trial_id), frozen
-
-    def _params(self, design: Design) -> dict[str, object]:
-        """What choosing `design` in the space asks for, and the answers."""
-        asked: dict[str, object] = {}
-
-        def answer(axis: str, choices: list[object]) -> object:
-            asked[axis] = getattr(design, axis)
-            return asked[axis]
-
-        self.config.space.choose(answer)
-        return asked
 
     def _assign(self, trial: Trial | FrozenTrial) -> Assignment:
         live, frozen = self._open(trial.number)

@@ -1,5 +1,6 @@
 """Run a sweep: everything in its place, the driver in the middle. The same call starts, continues and finishes it."""
 
+import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from search_space.design import Design
 from search_space.errors import UsageError
 from sweeps.config import SweepConfig, differences, dump
 from sweeps.driver import Driver, Snapshot
@@ -54,6 +57,7 @@ def run_sweep(
     """
     folder, resolved = home.sweep(config.name), dump(config)
     _refuse_changes(folder, resolved)
+    _refuse_size(config)
     say("Corpus: building or reusing tokenizer and shards")
     corpus = _corpus(config, home, folder)
     check_fit(corpus, config.recipe)
@@ -104,6 +108,22 @@ def _refuse_changes(folder: SweepFolder, resolved: str) -> None:
         raise UsageError(
             f"{changed[0]}: sweep {folder.path.name!r} exists with another value ({len(changed)} keys differ: "
             f"{', '.join(changed)}); give the new sweep its own name with name=NEW, or keep the settings"
+        )
+
+
+def _refuse_size(config: SweepConfig) -> None:
+    """Raise `UsageError` where the baseline needs more memory than this machine has for a worker.
+
+    Its tensors alone are counted; what the process needs beside them is not known.
+    """
+    if config.address or torch.cuda.is_available():  # the memory of other machines is Ray's to know
+        return
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // config.workers
+    need = config.cost(Design.parse(config.baseline)).memory
+    if need > have:
+        raise UsageError(
+            f"size: a training step of {config.baseline} needs {need / 1e9:.1f} GB and a worker has "
+            f"{have / 1e9:.1f} GB; make size, recipe.pieces, recipe.piece or workers smaller"
         )
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis import table
-from search_space.cost import Cost, cost
+from search_space.cost import Cost
 from search_space.design import Design
 from sweeps.config import load
 from sweeps.home import Home, SweepFolder
@@ -26,14 +26,15 @@ STATES = {
 
 def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
     """Write `trials.parquet` and `curves.parquet`; returns the first."""
-    size, span = ledger.config.model_size(), ledger.config.recipe.piece
+    size, cost = ledger.config.model_size(), cache(ledger.config.cost)
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for trial in ledger.trials():
         if trial.state == TrialState.WAITING or "design" not in trial.user_attrs:
             continue
         results = RungResult.load_all(folder.trial(trial.number))
-        about = _about(trial, ledger.rungs, _cost(Design.parse(trial.user_attrs["design"]), size, span))
+        design = Design.parse(trial.user_attrs["design"])
+        about = _about(trial, size.resolve(design), ledger.rungs, cost(design))
         rows += [about | _rung(r) for r in results] or [about | {"rung": 0, "step": 0, "tokens": 0}]
         if results:
             curve = pd.DataFrame(results[-1].curve, columns=["tokens", "loss", "learning_rate"])
@@ -52,14 +53,11 @@ def refresh_tables(home: Home, name: str) -> pd.DataFrame:
     return write_tables(Ledger(config, home.study_url), folder)
 
 
-_cost = cache(cost)
-
-
-def _about(trial: FrozenTrial, rungs: int, costs: Cost) -> dict[str, Any]:
+def _about(trial: FrozenTrial, resolved: Design, rungs: int, costs: Cost) -> dict[str, Any]:
     attrs = trial.user_attrs
     return {
         "trial": trial.number,
-        **Design.parse(attrs["design"]).params(),
+        **resolved.params(),
         "design": attrs["design"],
         "role": attrs["role"],
         "seed": attrs["seed"],

@@ -125,7 +125,7 @@ class MlflowView:
         name = f"{trial.number:04d} {attrs['design']} seed {attrs['seed']}"
         run = self._find_or_create(name, tags, _milliseconds(trial)).info.run_id
         design = Design.parse(attrs["design"])
-        params = {**design.params(), "design": design.name, "seed": attrs["seed"]}
+        params = {**self._config.model_size().resolve(design).params(), "design": design.name, "seed": attrs["seed"]}
         self.client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
         self.client.log_text(run, self._resolved, "sweep.yaml")
         self.client.log_dict(run, {"trial": trial.number, **params}, "trial.yaml")

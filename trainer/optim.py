@@ -45,9 +45,9 @@ class MuonAdamW(Optimizer):
 
 
 def build(model: nn.Module, recipe: Recipe) -> MuonAdamW:
-    """The optimizer of `recipe`. Weights of linear layers go to Muon; embeddings, norms and biases to AdamW,
-    without weight decay."""
-    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    """The optimizer of `recipe`. Weights of linear layers go to Muon; embeddings, an untied head, norms and biases to
+    AdamW, without weight decay."""
+    matrices = [m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return MuonAdamW(

@@ -22,7 +22,7 @@ from trainer import checkpoint
 from trainer.corpus import Corpus
 from trainer.evaluate import evaluate
 from trainer.module import CompressorModule
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, precision_of
 from trainer.stream import Steps, TrainingSamples, heldout_batches
 from trainer.trial import Diverged, Interrupted, Progress, RungResult, TrialSpec
 
@@ -140,7 +140,7 @@ def _trainer(recipe: Recipe, clock: _Clock) -> Trainer:
         accelerator="auto",
         devices=1,
         max_steps=clock.stop,
-        precision=_precision(recipe),
+        precision=precision_of(recipe),
         gradient_clip_val=recipe.clip,
         callbacks=[clock],
         plugins=[checkpoint.SafetensorsIO()],
@@ -149,17 +149,6 @@ def _trainer(recipe: Recipe, clock: _Clock) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _precision(recipe: Recipe) -> Any:
-    if recipe.precision != "auto":
-        return recipe.precision
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
-    return "bf16-mixed" if fast else "32-true"
 
 
 def _quiet() -> None:

@@ -8,9 +8,11 @@ from there at the constant rate, since rankings flip while the rate decays.
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from search_space.errors import UsageError
 
-__all__ = ["Recipe", "Stage"]
+__all__ = ["Recipe", "Stage", "precision_of"]
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
@@ -93,6 +95,18 @@ class Recipe:
                 return min(annealed, (step + 1) / warmup)
             start = end
         return self.floor
+
+
+def precision_of(recipe: Recipe) -> Literal["32-true", "bf16-mixed"]:
+    """What `auto` is on this machine, else what the recipe says."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return "bf16-mixed" if fast else "32-true"
 
 
 def _ascending(field_name: str, shares: list[float]) -> None:

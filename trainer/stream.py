@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -22,6 +23,7 @@ __all__ = ["Steps", "TrainingSamples", "check_fit", "heldout_batches", "heldout_
 
 Ints = NDArray[np.int64]
 SHORTEST = 16  # tokens; a document's last piece is dropped below this
+DENSE = not torch.cuda.is_available()  # block masks skip what is masked; a CPU computes it
 _HELDOUT_SEED = 20_260_609
 
 
@@ -90,14 +92,14 @@ class Steps(IterableDataset[Batch]):
     """
 
     def __init__(self, samples: TrainingSamples, design: Design, size: Size, specials: Specials, start: int) -> None:
-        self._samples, self._design, self._size, self._specials = samples, design, size, specials
-        self._start = start
+        self._samples, self._design, self._specials = samples, design, specials
+        self._positions, self._start = size.of(design).positions, start
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for step in count(self._start + first, stride):
-            yield lay_out(self._samples(step), self._design, self._specials, self._size.positions)
+            yield lay_out(self._samples(step), self._design, self._specials, self._positions, DENSE)
 
 
 def heldout_samples(split: Split, recipe: Recipe) -> dict[Task, list[Sample]]:
@@ -123,7 +125,7 @@ def heldout_batches(corpus: Corpus, recipe: Recipe, design: Design, size: Size) 
     """The held-out samples as batches no larger than a training step."""
     for samples in heldout_samples(corpus.heldout, recipe).values():
         for i in range(0, len(samples), recipe.pieces):
-            yield lay_out(samples[i : i + recipe.pieces], design, corpus.specials, size.positions)
+            yield lay_out(samples[i : i + recipe.pieces], design, corpus.specials, size.of(design).positions, DENSE)
 
 
 def check_fit(corpus: Corpus, recipe: Recipe) -> None:

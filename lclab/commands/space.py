@@ -1,8 +1,10 @@
 """`lclab space`: the axes of a preset, and what each of its designs costs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from rich.progress import track
 from rich.table import Table
 
 from lclab.commands.options import AsJson, Overrides, Preset
@@ -17,26 +19,58 @@ def space(
     as_json: AsJson = False,
 ) -> None:
     """Show the axes of a preset, their choices, and every design with its cost."""
-    from search_space.cost import cost
+    from search_space.axes import AXES
+    from search_space.design import Design
     from sweeps.config import load
+    from trainer.recipe import precision_of
 
     config = load(preset, overrides or [])
-    designs = list(config.space.designs())
-    costs = [cost(d, config.size, config.recipe.piece) for d in designs]
+    recipe, precision = config.recipe, precision_of(config.recipe)
+    interleaved = recipe.continuation == 1
+    designs = list(config.space.members())
+    log = make_console(stderr=True)
+    watched = track(designs, "Pricing designs", console=log, transient=True, disable=not log.is_terminal)
+    costs = [config.cost(design) for design in watched]
     if as_json:
         rows = [{"design": d.name, **asdict(c)} for d, c in zip(designs, costs, strict=True)]
         print(json.dumps({"axes": config.space.axes(), "baseline": config.baseline, "designs": rows}))
         return
     console = make_console()
-    axes = Table("axis", "choices", "asked for", title=f"Space of {config.name}", title_justify="left")
-    when = {"overlap": "where window > ratio", "depth": "with an attention adapter"}
-    for axis, choices in config.space.axes().items():
-        axes.add_row(axis, ", ".join(map(str, choices)), when.get(axis, "always"))
-    console.print(axes)
-    table = Table("design", title=f"{len(designs)} designs, no two alike", title_justify="left")
-    for header in ("parameters", "training MFLOPs/token", "prefill MFLOPs/token"):
-        table.add_column(header, justify="right")
-    for design, c in zip(designs, costs, strict=True):
-        name = f"[bold]{design.name} (baseline)[/]" if design.name == config.baseline else design.name
-        table.add_row(name, f"{c.parameters:,}", f"{c.train_flops / 1e6:.2f}", f"{c.prefill_flops / 1e6:.2f}")
+    listed = " (a list of designs)" if config.space.designs else ""
+    table_of_axes = Table(
+        "axis", "choices", "means something", title=f"Space of {config.name}{listed}", title_justify="left"
+    )
+    base = config.model_size().resolve(Design.parse(config.baseline)).params()
+    for axis in AXES:
+        choices = list(dict.fromkeys(d.params()[axis.name] for d in designs if not axis.idle(d.params())))
+        if axis.name != "control" and choices:
+            texts = [f"base ({base[axis.name]})" if choice == "base" else str(choice) for choice in choices]
+            table_of_axes.add_row(axis.name, ", ".join(texts), axis.asked)
+    console.print(table_of_axes)
+    table = Table("design", title=f"{len(designs)} designs, no two alike", title_justify="left", caption_justify="left")
+    table.caption = (
+        f"Of a training step of {recipe.pieces} x {recipe.piece} raw tokens, "
+        f"{'interleaved' if interleaved else 'reconstructed'}: training, and peak memory on a CPU in {precision}.\n"
+        f"Of a context of {recipe.piece} raw tokens: prefill, and the decoder's key-value cache in bfloat16."
+    )
+    table_columns = [[f"[bold]{d.name} (baseline)[/]" if d.name == config.baseline else d.name for d in designs]]
+    for header, values, unit, prefixes in (
+        ("parameters", [c.parameters for c in costs], "", "kMBT"),
+        ("training", [c.train_flops for c in costs], "FLOPs/token", "kMGT"),
+        ("prefill", [c.prefill_flops for c in costs], "FLOPs/token", "kMGT"),
+        ("KV cache", [c.kv_bytes for c in costs], "B/token", "kMGT"),
+        ("memory", [c.memory for c in costs], "B", "kMGT"),
+    ):
+        prefix, texts = _scaled(values, prefixes)
+        table.add_column(f"{header}\n{prefix}{unit}", justify="right")
+        table_columns.append(texts)
+    for row in zip(*table_columns, strict=True):
+        table.add_row(*row)
     console.print(table)
+
+
+def _scaled(values: Sequence[float], prefixes: str) -> tuple[str, list[str]]:
+    """One prefix for all `values`, and their texts, with four digits for the largest."""
+    power = next(p for p in range(len(prefixes), -1, -1) if max(values) >= 1000**p or p == 0)
+    digits = next(d for d in (3, 2, 1, 0) if max(values) < 1000**power * 10 ** (4 - d) or d == 0)
+    return f" {prefixes}"[power].strip(), [f"{value / 1000**power:.{digits}f}" for value in values]

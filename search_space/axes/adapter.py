@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search_space.axes.axis import Choice, Values, has_encoder
 from search_space.transformer import Layers, Rows, Shape
 
-__all__ = ["ADAPTERS", "Adapter", "LatentRows"]
+__all__ = ["ADAPTERS", "AXIS", "Adapter", "LatentRows"]
 
 
 @dataclass
@@ -30,9 +31,11 @@ class LatentRows:
 
 
 class Adapter(nn.Module):
-    """The mlp alone. `attention` says whether `depth` means anything."""
+    """The mlp alone. `attention` says whether `depth` means anything, `in_pooled_width` whether its layers have the
+    encoder's heads and feed-forward."""
 
     attention: bool = False
+    in_pooled_width: bool = False
 
     def __init__(self, pooled_width: int, encoder: Shape, decoder: Shape, depth: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Adapter(nn.Module):
 class AttnMlp(Adapter):
     """Layers in pooled width (the encoder's for `mean` and `eos`, N times it for `concat`), then the mlp."""
 
-    attention = True
+    attention = in_pooled_width = True
 
     def __init__(self, pooled_width: int, encoder: Shape, decoder: Shape, depth: int) -> None:
         super().__init__(pooled_width, encoder, decoder, depth)
@@ -81,3 +84,18 @@ def _within_spans(layers: Layers, latents_LD: Tensor, spans: LatentRows | None) 
 
 
 ADAPTERS: dict[str, type[Adapter]] = {"mlp": Adapter, "attn_mlp": AttnMlp, "mlp_attn": MlpAttn}
+
+
+class AdapterAxis(Choice):
+    name, default = "adapter", "mlp"
+    asked = "where anything is compressed"
+    pattern = r"-(?P<adapter>[a-z_]+)"
+
+    def choices(self) -> tuple[str, ...]:
+        return tuple(ADAPTERS)
+
+    def idle(self, beside: Values) -> bool:
+        return not has_encoder(beside)
+
+
+AXIS = AdapterAxis()

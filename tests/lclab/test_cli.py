@@ -19,6 +19,7 @@ COMMANDS = {
     "sweep stop": {"--home", "--help"},
     "report": {"--home", "--json", "--help"},
     "ui": {"--home", "--port", "--help"},
+    "bench model": {"--documents", "--layers", "--width", "--pool-width", "--rounds", "--json", "--help"},
 }
 
 
@@ -91,4 +92,4 @@ def test_space_lists_axes_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(names) == len(set(names)) and found["baseline"] in names
     assert all(row["parameters"] > 0 and row["prefill_flops"] > 0 for row in found["designs"])
     table = CliRunner().invoke(app, ["space", str(MINI)])
-    assert "where window > ratio" in table.output and "(baseline)" in table.output
+    assert "where the window is wider than the ratio" in table.output and "(baseline)" in table.output

@@ -14,9 +14,10 @@ from torch import nn
 
 from search_space.axes.adapter import ADAPTERS
 from search_space.axes.pooling import POOLINGS
+from search_space.axes.positions import Positions
 from search_space.compressor import Compressor, Size
 from search_space.design import CONTROLS, MASKS, Design
-from search_space.layout import TASKS, Positions, Sample, Specials, Task
+from search_space.layout import TASKS, Sample, Specials, Task
 from search_space.transformer import Shape
 
 WORDS = 35  # ids below are text, the special tokens stand behind them
@@ -29,8 +30,34 @@ ENCODER = Shape(layers=2, width=16, heads=4, kv_heads=2, head_width=8, feedforwa
 DECODER = Shape(layers=2, width=16, heads=2, kv_heads=1, head_width=8, feedforward=32)
 SHARED = Size(vocab=VOCAB, encoder=ENCODER, decoder=DECODER)
 APART = Size(
-    vocab=VOCAB, encoder=ENCODER, decoder=replace(DECODER, width=24), share_embeddings=False, positions="consecutive"
+    vocab=VOCAB, encoder=ENCODER, decoder=replace(DECODER, width=24), embeddings="separate", positions="consecutive"
 )
+ENCODERS = ("base", "base", "l1", "l3h2k2e4f8")
+DECODERS = ("base", "base", "l1", "h4k2e4", "l3f8t0")
+
+# The 16 released from-scratch configurations, then the four that only figures show (paper section 5).
+PUBLISHED = [
+    "mean-w1024-causal-mlp-O0",
+    "mean-w1024-bidirectional-mlp-O0",
+    "mean-w1024-bidirectional-mlp-O32",
+    "mean-w1024-bidirectional-mlp-O256",
+    "mean-w1024-bidirectional-attn_mlp-O0",
+    "mean-w1024-bidirectional-attn_mlp-O32",
+    "mean-w1024-bidirectional-attn_mlp-O256",
+    "mean-w1024-bidirectional-mlp_attn-O0",
+    "mean-w256-bidirectional-mlp-O0",
+    "mean-w16-bidirectional-mlp-O0",
+    "concat-w1024-causal-mlp-O0",
+    "concat-w1024-bidirectional-mlp-O0",
+    "concat-w16-bidirectional-mlp-O0",
+    "eos-w1024-causal-mlp-O0",
+    "eos-w1024-bidirectional-mlp-O0",
+    "eos-w16-bidirectional-mlp-O0",
+    "mean-w16-causal-mlp-O0",
+    "mean-w256-causal-mlp-O0",
+    "eos-w16-causal-mlp-O0",
+    "mean-w1024-causal-mlp-O256",
+]
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
@@ -85,9 +112,13 @@ def designs(
     blocks: st.SearchStrategy[int],
     controls: tuple[str, ...] = CONTROLS,
 ) -> Design:
-    """Valid designs; `blocks` is the number of blocks in a window. Half of them are compressors."""
+    """Valid designs; `blocks` is the number of blocks in a window. Half of them are compressors.
+
+    They fit every size here: an encoder of another width has an embedding of its own.
+    """
     ratio = draw(ratios)
     window = ratio * draw(blocks)
+    embeddings = draw(st.sampled_from(("base", "separate")))
     return Design(
         pooling=draw(st.sampled_from(tuple(POOLINGS))),
         ratio=ratio,
@@ -96,6 +127,10 @@ def designs(
         mask=draw(st.sampled_from(MASKS)),
         adapter=draw(st.sampled_from(tuple(ADAPTERS))),
         depth=draw(st.integers(0, 3)),
+        encoder=draw(st.sampled_from(ENCODERS + ("d24", "l1d8h2k2") * (embeddings == "separate"))),
+        decoder=draw(st.sampled_from(DECODERS)),
+        embeddings=embeddings,
+        positions=draw(st.sampled_from(("base", "spread", "consecutive"))),
         control=draw(st.sampled_from(("none",) * max(1, len(controls)) + controls)),
     )
 

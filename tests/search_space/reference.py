@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_space.axes.adapter import AttnMlp, MlpAttn
+from search_space.axes.pooling import Attention, Conv
 from search_space.compressor import Compressor
 from search_space.layout import Sample, Specials
 from search_space.transformer import Rows
@@ -44,6 +45,7 @@ def forward(model: Compressor, samples: list[Sample], specials: Specials) -> Sco
     """Logits at everything that is scored, with what they are compared to."""
     scored = Scored(torch.empty(0), [], [], [])
     logits = []
+    head = model.decoder.embed_tokens if model.decoder.lm_head is None else model.decoder.lm_head
     for sample in samples:
         elements = _elements(model, sample, specials)
         spread = model.size.positions == "spread"
@@ -51,7 +53,7 @@ def forward(model: Compressor, samples: list[Sample], specials: Specials) -> Sco
         hidden = model.decoder(torch.stack([e.vector for e in elements])[None], _one(at), causal=True)[0]
         for element, state in zip(elements, hidden, strict=True):
             if element.target is not None:
-                logits.append(model.decoder.embed_tokens.weight @ state)
+                logits.append(head.weight @ state)
                 scored.targets.append(element.target)
                 scored.tasks.append(sample.task)
                 scored.documents.append(sample.document)
@@ -110,9 +112,39 @@ def _window(model: Compressor, span: list[int], start: int, specials: Specials) 
             pooled.append(sum(block[1:], block[0]) / len(block))
         elif design.pooling == "concat":
             pooled.append(torch.cat(block + [torch.zeros_like(block[0])] * (n - len(block))))
-        else:
+        elif design.pooling == "eos":
             pooled.append(hidden[last - first + count])
+        else:
+            pooled.append({"attention": _attention, "conv": _conv}[design.pooling](model, block))
     return pooled
+
+
+def _attention(model: Compressor, block: list[Tensor]) -> Tensor:
+    """Softmax over the block's scores, head by head; each head has its slice of the values."""
+    pooling = model.pooling
+    assert isinstance(pooling, Attention)
+    values = [pooling.value.weight @ x for x in block]
+    e, slices = len(values[0]) // pooling.heads, []
+    for head in range(pooling.heads):
+        scores = torch.stack([pooling.score.weight[head] @ x for x in block])
+        weights = torch.exp(scores) / torch.exp(scores).sum()
+        slices.append(sum(w * v[head * e : (head + 1) * e] for w, v in zip(weights, values, strict=True)))
+    return pooling.out.weight @ torch.cat(slices)
+
+
+def _conv(model: Compressor, block: list[Tensor]) -> Tensor:
+    """torch's own strided convolution, level by level, over the block padded with zeros."""
+    assert isinstance(model.pooling, Conv)
+    missing = model.design.ratio - len(block)
+    x = torch.stack(block + [torch.zeros_like(block[0])] * missing, -1)  # (D, N)
+    for level in model.pooling.levels:
+        assert isinstance(level, nn.Linear)
+        if x.shape[1] < model.design.ratio:
+            x = F.gelu(x)
+        stride = level.in_features // level.out_features
+        kernel = level.weight.view(level.out_features, stride, -1).transpose(1, 2)
+        x = F.conv1d(x[None], kernel, level.bias, stride=stride)[0]
+    return x[:, 0]
 
 
 def _adapt(model: Compressor, pooled: list[Tensor]) -> list[Tensor]:

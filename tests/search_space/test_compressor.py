@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from search_space.axes.pooling import POOLINGS
+from search_space.axes.positions import Positions
 from search_space.compressor import Compressor, Size
 from search_space.design import CONTROLS, MASKS, Design
 from search_space.errors import UsageError
-from search_space.layout import TASKS, Positions, Sample, Task, lay_out
+from search_space.layout import TASKS, Batch, Sample, Task, lay_out
 from tests.search_space import reference
 from tests.search_space.cases import (
     APART,
@@ -33,13 +34,17 @@ from tests.search_space.cases import (
 BASE = Design(pooling="mean", ratio=2, window=6, overlap=2, mask="causal", adapter="mlp")
 
 
+def batch_of(batch: list[Sample], model: Compressor) -> Batch:
+    return lay_out(batch, model.design, SPECIALS, model.size.positions)
+
+
 def logits_of(model: Compressor, batch: list[Sample]) -> Tensor:
     with torch.no_grad():
-        return model(lay_out(batch, model.design, SPECIALS, model.size.positions))
+        return model(batch_of(batch, model))
 
 
 def latents_of(model: Compressor, batch: list[Sample]) -> Tensor:
-    inputs = lay_out(batch, model.design, SPECIALS, model.size.positions).encoder
+    inputs = batch_of(batch, model).encoder
     assert inputs is not None
     with torch.no_grad():
         return model.encode(inputs)
@@ -61,7 +66,7 @@ def assert_equals_reference(design: Design, size: Size, batch: list[Sample], see
     In double precision, where the order of sums makes no difference worth a tolerance.
     """
     fast, slow = build(design, size, seed).double(), build(design, size, seed).double()
-    inputs = lay_out(batch, design, SPECIALS, size.positions)
+    inputs = batch_of(batch, fast)
     expected = reference.forward(slow, batch, SPECIALS)
     assert inputs.target_P.tolist() == expected.targets
     assert [TASKS[i] for i in inputs.task_P] == expected.tasks
@@ -112,7 +117,7 @@ def test_a_sample_does_not_depend_on_its_company(task: Task) -> None:
         model = build(design)
         expected = logits_of(model, [sample])
         for batch in ([sample, *mixture()], [*mixture(), sample], [*mixture()[3:], sample, *mixture()[:3]]):
-            inputs = lay_out(batch, design, SPECIALS)
+            inputs = batch_of(batch, model)
             own = model(inputs)[inputs.document_P == 9]
             torch.testing.assert_close(own, expected, rtol=1e-4, atol=2e-5)
 
@@ -219,7 +224,7 @@ def test_parallel_reconstruction_hears_of_the_text_through_latents_alone() -> No
         model = build(Design.parse(name))
         assert torch.equal(logits_of(model, [sample]), logits_of(model, [changed])) != heard
     model = build(BASE)  # behind the latents only masks: what is asked for later cannot hear what was asked before
-    tokens = lay_out([sample], BASE, SPECIALS).token_RT[0]
+    tokens = batch_of([sample], model).token_RT[0]
     assert set(tokens[-12:].tolist()) == {SPECIALS.mask}
 
 
@@ -227,9 +232,12 @@ def test_parallel_reconstruction_hears_of_the_text_through_latents_alone() -> No
 
 
 @pytest.mark.parametrize("changes", [
-    {"pooling": "concat"}, {"pooling": "eos"}, {"ratio": 3}, {"window": 2, "overlap": 0}, {"window": 12},
+    *({"pooling": pooling} for pooling in POOLINGS if pooling != "mean"),
+    {"ratio": 3}, {"window": 2, "overlap": 0}, {"window": 12},
     {"overlap": 0}, {"overlap": 1}, {"overlap": 6}, {"mask": "bidirectional"},
     {"adapter": "attn_mlp"}, {"adapter": "mlp_attn"},
+    {"encoder": "l1"}, {"encoder": "h2k1"}, {"encoder": "e4"}, {"encoder": "k4"}, {"encoder": "f8"},
+    {"embeddings": "separate"}, {"embeddings": "separate", "encoder": "d24"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("base", [BASE, BASE.but(pooling="eos"), BASE.but(adapter="mlp_attn")], ids=lambda d: d.name)
 def test_every_axis_changes_latents_and_logits(base: Design, changes: dict[str, Any]) -> None:
@@ -258,6 +266,19 @@ def test_depth_changes_the_latents(adapter: str) -> None:
     latents = [latents_of(build(BASE.but(adapter=adapter, depth=d)), mixture()) for d in (1, 2, 3)]
     for i, one in enumerate(latents):
         assert all((one - two).abs().max() > 1e-3 for two in latents[:i])
+
+
+@pytest.mark.parametrize("change", [
+    {"positions": "consecutive"}, {"decoder": "l1"}, {"decoder": "h4k2"}, {"decoder": "e4"}, {"decoder": "f8"},
+    {"decoder": "t0"},
+], ids=str)  # fmt: skip
+def test_what_only_the_decoder_knows_changes_logits_alone(change: dict[str, str]) -> None:
+    """Not the latents of poolings that read the text; a marker is told its position."""
+    a, b = build(BASE), build(BASE.but(**change))
+    assert torch.equal(latents_of(a, mixture()), latents_of(b, mixture()))
+    assert (logits_of(a, mixture()) - logits_of(b, mixture())).abs().max() > 1e-3
+    marked = [latents_of(build(BASE.but(pooling="eos", **c)), mixture()) for c in ({}, change)]
+    assert torch.equal(*marked) == ("positions" not in change)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -289,7 +310,7 @@ def test_positions_and_phases_change_the_computation() -> None:
 def test_every_weight_learns(design: Design, size: Size) -> None:
     """A weight without a gradient would be dead freight, or a part that is built and not used."""
     model = build(design, size)
-    inputs = lay_out(mixture(), design, SPECIALS, size.positions)
+    inputs = batch_of(mixture(), model)
     F.cross_entropy(model(inputs), inputs.target_P).backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead
@@ -331,14 +352,14 @@ def test_a_silent_encoder_starts_as_the_identity() -> None:
 def test_logits_start_at_unit_scale() -> None:
     torch.manual_seed(0)
     model = Compressor(Design("mean", 8, 64), Size())
-    batch = lay_out([make("parallel", 64, document=i) for i in range(4)], model.design, SPECIALS)
+    batch = batch_of([make("parallel", 64, document=i) for i in range(4)], model)
     with torch.no_grad():
         assert 0.8 < float(model(batch).std()) < 1.25
 
 
 def test_widths_that_cannot_share_an_embedding() -> None:
-    with pytest.raises(UsageError, match="share_embeddings: encoder width 16 and decoder width 24") as raised:
-        Compressor(BASE, replace(APART, share_embeddings=True))
+    with pytest.raises(UsageError, match="embeddings: encoder width 16 and decoder width 24") as raised:
+        Compressor(BASE, replace(APART, embeddings="tied"))
     assert "\n" not in str(raised.value)
 
 

@@ -1,55 +1,26 @@
 """Layouts: every sequence placed once, little padding, and the same text scored whatever the design."""
 
 from collections import Counter
-from functools import cache
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from search_space.axes.adapter import ADAPTERS
 from search_space.axes.pooling import POOLINGS
+from search_space.axes.positions import Positions
 from search_space.design import Design
-from search_space.layout import TASKS, Batch, Positions, Sample, lay_out, pack
+from search_space.errors import UsageError
+from search_space.layout import TASKS, Batch, Sample, lay_out
 from search_space.transformer import Rows
 from tests.search_space.cases import SPECIALS, make, mixture, positions, samples, tiny_designs
 
-lengths_of_anything = st.lists(st.integers(1, 50), min_size=1, max_size=60)
-
-
-# --- packing --------------------------------------------------------------------------------------------------------
-
-
-@given(lengths_of_anything)
-@example([1])
-@example([7] * 5)
-@example([50, 1, 1, 1])
-def test_pack_places_every_sequence_once(lengths: list[int]) -> None:
-    """Inside the rows, without overlap, in no row more than needed; and never worse than no packing at all."""
-    row, offset, capacity = pack(np.array(lengths))
-    rows = int(row.max()) + 1
-    taken = np.zeros((rows, capacity), int)
-    for r, first, length in zip(row, offset, lengths, strict=True):
-        assert first >= 0 and first + length <= capacity
-        taken[r, first : first + length] += 1
-    assert taken.max() == 1 and taken.sum() == sum(lengths)
-    assert taken.any(1).all()
-    assert rows * capacity <= len(lengths) * max(lengths)
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_pack_of_equal_lengths_wastes_nothing(length: int, count: int) -> None:
-    row, _, capacity = pack(np.full(count, length))
-    assert capacity == length and sorted(row) == list(range(count))
-
-
-@given(lengths_of_anything)
-def test_pack_repeats_itself(lengths: list[int]) -> None:
-    one, two = pack(np.array(lengths)), pack(np.array(lengths))
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def row_kinds(batch: Batch) -> list[Rows]:
@@ -82,62 +53,66 @@ def test_segments_are_unbroken(design: Design, batch: list[Sample], where: Posit
         assert set(seen) == set(range(len(seen))) and max(seen.values()) == 1
 
 
-def padding(rows: Rows) -> tuple[int, int]:
-    """Empty positions and all positions."""
-    return int((rows.segment_RT < 0).sum()), rows.segment_RT.numel()
+SPAN = 512
 
 
-def documents(median: int, count: int, seed: int) -> list[Sample]:
-    """Log-normal lengths (sigma 1) as on the web; wrapped and raw segments alternate, ending raw."""
-    rng = np.random.default_rng(seed)
+def documents(kind: str, median: int, count: int, seed: int) -> list[Sample]:
+    """Log-normal lengths (sigma 1) as on the web, from 16 to 65,536 tokens.
+
+    `continue` interleaves wrapped and raw segments whose share of the document varies by 20%, `reconstruct` wraps whole
+    documents, `spans` stretches of them.
+    """
+    rng = np.random.default_rng([seed, median])
     out = []
-    for document in range(count):
-        length = max(128, int(rng.lognormal(np.log(median), 1.0)))
-        pairs = int(np.clip(length // 2048, 1, 4))
-        edges = np.linspace(0, length, 2 * pairs + 1)[1:-1] + rng.integers(-16, 17, 2 * pairs - 1)
-        out.append(make("continue", length, tuple(int(e) for e in edges), document, seed))
+    for document, length in enumerate(rng.lognormal(np.log(median), 1, count).clip(16, 65_536).astype(int).tolist()):
+        if kind == "continue":
+            shares = np.cumsum(rng.uniform(0.8, 1.2, 2 * max(1, length // (2 * SPAN))))
+            cuts = np.round(shares[:-1] / shares[-1] * length).astype(int).tolist()
+            out.append(make("continue", length, tuple(cuts), document))
+        else:
+            span = SPAN if kind == "spans" else length
+            out += [make("reconstruct", min(span, length - i), document=document) for i in range(0, length, span)]
     return out
 
 
-PADDED = [
-    "mean-w1024-causal-mlp-O0",
-    "mean-w1024-bidirectional-mlp-O256",
-    "mean-w1024-causal-attn_mlp-O256-n4",
-    "concat-w256-causal-mlp-O0",
-    "mean-w16-causal-mlp-O0",
-    "eos-w1024-bidirectional-mlp_attn-O32",
-    "uncompressed",
-]
+def windows(ratios: tuple[int, ...]) -> list[Design]:
+    """Every way to cut spans into encoder sequences."""
+    return [
+        Design(pooling, ratio, window, overlap, mask)
+        for ratio in ratios
+        for window in (16, 64, 256, 1024, 4096)
+        for overlap in (sorted({0, 64, window // 4}) if ratio < window else [0])
+        for mask in ("causal", "bidirectional")
+        for pooling in ("mean", "eos")
+        if ratio <= window
+    ]
 
 
-@cache
-def padding_shares(median: int, count: int) -> dict[str, tuple[float, float]]:
-    """Share of encoder and of decoder positions that hold nothing, by design, over four steps of `count` documents."""
-    shares = {}
-    steps = [documents(median, count, seed) for seed in range(4)]
-    for name in PADDED:
-        encoder, decoder = np.zeros(2, int), np.zeros(2, int)
-        for step in steps:
-            batch = lay_out(step, Design.parse(name), SPECIALS)
-            decoder += padding(batch.rows)
-            if batch.encoder is not None:
-                encoder += padding(batch.encoder.rows)
-        shares[name] = (float(encoder[0] / max(1, encoder[1])), float(decoder[0] / decoder[1]))
+def assert_rows_are_full(samples: list[Sample], designs: list[Design]) -> None:
+    """Less than 2% of the rows of every batch holds nothing, and the rows are not long for it on average."""
+    empty: dict[str, list[float]] = {"encoder": [], "decoder": []}
+    stretch: dict[str, list[float]] = {"encoder": [], "decoder": []}
+    for design in designs:
+        batch = lay_out(samples, design, SPECIALS, "spread", dense=False)
+        assert batch.encoder is not None
+        for name, rows in (("encoder", batch.encoder.rows), ("decoder", batch.rows)):
+            longest = int(torch.bincount(rows.segment_RT.flatten() + 1)[1:].max())
+            empty[name].append(float((rows.segment_RT < 0).double().mean()))
+            stretch[name].append(rows.segment_RT.shape[1] / longest)
+            assert empty[name][-1] < 0.02, design.name
+    for name in empty:
         print(
-            f"median {median}, {count} documents, {name}: encoder {shares[name][0]:.2%}, decoder {shares[name][1]:.2%}"
+            f"{name}: {np.mean(empty[name]):.2%} empty, {max(empty[name]):.2%} at worst; "
+            f"rows {np.mean(stretch[name]):.2f} times the longest sequence, {max(stretch[name]):.2f} at worst"
         )
-    return shares
+        assert np.mean(stretch[name]) < 3
 
 
-@pytest.mark.parametrize("median", [700, 8000])
-def test_encoder_padding_is_below_five_percent(median: int) -> None:
-    assert max(encoder for encoder, _ in padding_shares(median, 128).values()) < 0.05
-
-
-@pytest.mark.parametrize(("median", "count"), [(700, 128), (8000, 128), (700, 32), (8000, 32)])
-def test_padding_is_below_five_percent(median: int, count: int) -> None:
-    """Encoder and decoder, steps of about 0.15, 1.7, 0.04 and 0.4 million raw tokens."""
-    assert max(max(shares) for shares in padding_shares(median, count).values()) < 0.05
+@pytest.mark.parametrize("kind", ["continue", "reconstruct", "spans"])
+@pytest.mark.parametrize(("median", "ratios"), [(700, (4, 8, 16, 32)), (8000, (16,))])
+def test_less_than_two_percent_of_every_batch_is_empty(kind: str, median: int, ratios: tuple[int, ...]) -> None:
+    """16 documents: 16,000 to 400,000 raw tokens."""
+    assert_rows_are_full(documents(kind, median, 16, seed=0), windows(ratios))
 
 
 # --- what is scored -------------------------------------------------------------------------------------------------
@@ -184,7 +159,7 @@ def test_what_is_scored_stands_before_its_target(design: Design, batch: list[Sam
 @given(tiny_designs, samples())
 def test_decoder_text(design: Design, batch: list[Sample]) -> None:
     """The decoder's sequence of each sample, written out: tags, latents in order, raw text, what is asked for."""
-    laid = lay_out(batch, design, SPECIALS)
+    laid = lay_out(batch, design, SPECIALS, "spread")
     token, latent, segment = (t.flatten().tolist() for t in (laid.token_RT, laid.latent_RT, laid.rows.segment_RT))
     next_latent = 0
     for number, sample in enumerate(batch):
@@ -205,11 +180,18 @@ def test_decoder_text(design: Design, batch: list[Sample]) -> None:
         assert len(laid.encoder.blocks.mask_LN) == next_latent
 
 
+def numbered(batch: list[Sample]) -> list[Sample]:
+    """The batch with no token twice."""
+    ends = np.cumsum([len(s.tokens) for s in batch])
+    return [replace(s, tokens=np.arange(end - len(s.tokens), end)) for s, end in zip(batch, ends, strict=True)]
+
+
 @settings(deadline=None)
 @given(tiny_designs.filter(lambda d: d.control == "none"), samples())
 def test_every_wrapped_token_is_pooled_once(design: Design, batch: list[Sample]) -> None:
     """Core tokens in order, at most N to a latent; overlap is read but never pooled."""
-    encoder = lay_out(batch, design, SPECIALS).encoder
+    batch = numbered(batch)
+    encoder = lay_out(batch, design, SPECIALS, "spread").encoder
     assert encoder is not None
     pooled = encoder.token_RT.flatten()[encoder.blocks.tokens_LN][encoder.blocks.mask_LN]
     wrapped = [int(t) for s in batch for a, b, w in s.segments() if w for t in s.tokens[a:b]]
@@ -224,9 +206,9 @@ def test_every_wrapped_token_is_pooled_once(design: Design, batch: list[Sample])
 
 def test_spread_positions_of_the_decoder() -> None:
     """A latent stands at its block's first token, tags at the ends of the span, raw text at its own place."""
-    batch = lay_out([make("continue", 14, (5, 9))], Design("mean", 2, 4), SPECIALS)
+    batch = lay_out([make("continue", 14, (5, 9))], Design("mean", 2, 4), SPECIALS, "spread")
     assert batch.rows.position_RT[0].tolist() == [0, 0, 2, 4, 4, 5, 6, 7, 8, 9, 9, 11, 13, 13]
-    batch = lay_out([make("reconstruct", 5)], Design("mean", 2, 4), SPECIALS)
+    batch = lay_out([make("reconstruct", 5)], Design("mean", 2, 4), SPECIALS, "spread")
     assert batch.rows.position_RT[0].tolist() == [0, 0, 2, 4, 4, 0, 1, 2, 3, 4]
     batch = lay_out([make("reconstruct", 5)], Design("mean", 2, 4), SPECIALS, "consecutive")
     assert batch.rows.position_RT[0].tolist() == list(range(10))
@@ -254,7 +236,7 @@ def test_windows_and_their_positions() -> None:
 def test_published_cost_of_overlap() -> None:
     """W=1024, O=256: 1,536 tokens in an interior bidirectional window, 1,280 in a causal one."""
     for mask, longest in (("bidirectional", 1536), ("causal", 1280)):
-        encoder = lay_out([make("reconstruct", 4096)], Design(mask=mask, overlap=256), SPECIALS).encoder
+        encoder = lay_out([make("reconstruct", 4096)], Design(mask=mask, overlap=256), SPECIALS, "spread").encoder
         assert encoder is not None
         lengths = np.bincount(encoder.rows.segment_RT.flatten() + 1)[1:]
         assert lengths.max() == longest and len(lengths) == 4
@@ -265,3 +247,41 @@ def test_segments_alternate() -> None:
     sample = mixture()[0]
     assert sample.segments() == [(0, 9, True), (9, 14, False), (14, 25, True), (25, 29, False)]
     assert make("reconstruct", 3).segments() == [(0, 3, True)]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tokens", np.zeros(9), "^tokens: float64"),
+        ("tokens", np.zeros((3, 3), int), "^tokens: .* shape"),
+        ("tokens", np.array(9), "^tokens: .* shape"),
+        ("tokens", np.array([], int), "^tokens: .* shape"),
+        ("task", "copy", "^task: 'copy' is not one of reconstruct, parallel, continue"),
+        ("task", "reconstruct", "^cuts: reconstruct wraps all"),
+        *[("cuts", c, "^cuts: .* 1 to 8$") for c in [(0,), (9,), (12,), (-1, 4), (4, 4), (5, 3), (2, 4, 3)]],
+    ],
+)
+def test_a_sample_that_cannot_be_is_refused(field: str, value: Any, message: str) -> None:
+    sample = make("continue", 9, (4, 6))
+    with pytest.raises(UsageError, match=message):
+        replace(sample, **{field: value})
+
+
+def test_a_batch_without_samples_is_refused() -> None:
+    with pytest.raises(UsageError, match="^samples: "):
+        lay_out([], Design(), SPECIALS, "spread")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
+def test_tokens_are_whole_numbers_of_any_kind(kind: type) -> None:
+    """A corpus may be stored in fewer bits; the model reads and is scored on int64."""
+    wide = mixture()
+    narrow = [replace(s, tokens=s.tokens.astype(kind)) for s in wide]
+    one, other = (lay_out(batch, Design("mean", 2, 4), SPECIALS, "spread") for batch in (wide, narrow))
+    assert one.encoder is not None and other.encoder is not None
+    assert other.token_RT.dtype == other.target_P.dtype == torch.int64
+    assert one.token_RT.equal(other.token_RT) and one.target_P.equal(other.target_P)
+    assert one.encoder.token_RT.equal(other.encoder.token_RT)

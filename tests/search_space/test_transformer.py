@@ -1,15 +1,25 @@
-"""Our transformer is Qwen3: equal to `transformers` with the same weights, alone and packed."""
+"""Our transformer is Qwen3: equal to `transformers` with the same weights, alone and packed, on every path."""
+
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
+from search_space import transformer
+from search_space.axes.shape import QWEN3
 from search_space.compressor import Compressor, Size
 from search_space.design import Design
 from search_space.layout import lay_out
 from search_space.transformer import Block, Layers, Rows, Shape, Transformer
 from tests.search_space.cases import SPECIALS, VOCAB, make, randomise
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 SHAPES = {
     "square": Shape(layers=2, width=32, heads=4, kv_heads=4, head_width=8, feedforward=48),
@@ -19,8 +29,6 @@ SHAPES = {
     "narrow heads": Shape(layers=3, width=32, heads=2, kv_heads=1, head_width=4, feedforward=20),
     "other base and eps": Shape(2, 16, 2, 2, 8, 32, rope_base=1e4, norm_eps=1e-3),
 }
-QWEN3_06B = Shape(layers=28, width=1024, heads=16, kv_heads=8, head_width=128, feedforward=3072)
-QWEN3_4B = Shape(layers=36, width=2560, heads=32, kv_heads=8, head_width=128, feedforward=9728)
 QWEN3_VOCAB = 151_936
 
 
@@ -36,7 +44,7 @@ def config(shape: Shape, vocab: int = VOCAB) -> Qwen3Config:
         rms_norm_eps=shape.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
         max_position_embeddings=65_536,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied_head,
     )
     out._attn_implementation = "eager"
     return out
@@ -66,6 +74,20 @@ def alone(length: int, positions: Tensor | None = None) -> Rows:
 
 def tokens_of(length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["dense", "block-sparse"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How packed rows attend: as on the CPU, or as on a GPU."""
+    if request.param == "block-sparse":
+        _force_block_mask(monkeypatch)
+    return request.param
+
+
+def _force_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flex_attention` refuses gradients on the CPU since its compiled kernel has none there; uncompiled it has."""
+    monkeypatch.setattr(transformer, "takes_block_mask", lambda device, head_width: True)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda query, key, value: None)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -127,6 +149,7 @@ def test_weights_go_both_ways() -> None:
     assert set(ours.state_dict()) == set(theirs.state_dict())
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("padding", [0, 5])
 def test_packed_segments_equal_each_alone(causal: bool, padding: int) -> None:
@@ -155,6 +178,7 @@ def test_alone_is_the_mask_written_out() -> None:
         torch.testing.assert_close(model(x, rows, causal), masked, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_token_moves_what_may_see_it(packed: bool) -> None:
     """Causal: itself and what follows in its segment. Bidirectional: its whole segment. Never another one."""
@@ -181,7 +205,7 @@ def test_only_distances_between_positions_matter() -> None:
 
 
 def test_no_layers_leave_embedding_and_norm() -> None:
-    model = Transformer(SHAPES["square"], VOCAB, layers=0)
+    model = Transformer(replace(SHAPES["square"], layers=0), VOCAB)
     assert set(model.state_dict()) == {"embed_tokens.weight", "norm.weight"}
     x = model.embed_tokens(tokens_of(5))
     assert torch.equal(model(x, alone(5)), model.norm(x))
@@ -196,14 +220,16 @@ def test_silenced_layers_are_the_identity() -> None:
     assert torch.equal(layers(x, alone(6), True), x)
 
 
-def test_tied_head_of_the_whole_model() -> None:
-    """The uncompressed control is a plain Qwen3 language model with a tied head: same logits, same loss."""
-    shape = SHAPES["grouped"]
+@pytest.mark.parametrize("tied", [True, False])
+def test_head_of_the_whole_model(tied: bool) -> None:
+    """The uncompressed control is a plain Qwen3 language model: same logits, same loss."""
+    shape = replace(SHAPES["grouped"], tied_head=tied)
     theirs = Qwen3ForCausalLM(config(shape)).eval()
     randomise(theirs)
     size = Size(vocab=VOCAB, encoder=shape, decoder=shape, positions="consecutive")
     ours = Compressor(Design(control="uncompressed"), size)
-    ours.decoder.load_state_dict(theirs.model.state_dict(), strict=True)
+    weights = theirs.model.state_dict() | ({} if tied else {"lm_head.weight": theirs.lm_head.weight})
+    ours.decoder.load_state_dict(weights, strict=True)
     sample = make("continue", 20, (8,))
     batch = lay_out([sample], ours.design, SPECIALS, size.positions)
     text = [SPECIALS.memory_start, *sample.tokens[:8], SPECIALS.memory_end, *sample.tokens[8:]]
@@ -213,16 +239,149 @@ def test_tied_head_of_the_whole_model() -> None:
     assert batch.target_P.tolist() == text[10:]
 
 
-@pytest.mark.parametrize(("shape", "count"), [(QWEN3_06B, 596_049_920), (QWEN3_4B, 4_022_468_096)])
-def test_parameter_counts_of_the_published_models(shape: Shape, count: int) -> None:
+def test_an_encoder_has_no_head() -> None:
+    shape = replace(SHAPES["square"], tied_head=False)
+    model = Transformer(shape, VOCAB)
+    assert "lm_head.weight" not in model.state_dict()
+    with pytest.raises(AssertionError, match="no head"):
+        model.logits(torch.zeros(1, 32))
+
+
+@pytest.mark.parametrize(("name", "count"), [("0.6b", 596_049_920), ("4b", 4_022_468_096), ("8b", 8_190_735_360)])
+def test_parameter_counts_of_the_published_models(name: str, count: int) -> None:
     """Ours on the meta device, arithmetic from the published shape, and theirs agree."""
+    shape = QWEN3[name]
     d, e = shape.width, shape.head_width
     attention = d * e * (2 * shape.heads + 2 * shape.kv_heads) + 2 * e
-    arithmetic = QWEN3_VOCAB * d + shape.layers * (attention + 3 * d * shape.feedforward + 2 * d) + d
+    embeddings = QWEN3_VOCAB * d * (1 if shape.tied_head else 2)
+    arithmetic = embeddings + shape.layers * (attention + 3 * d * shape.feedforward + 2 * d) + d
     with torch.device("meta"):
-        ours = Transformer(shape, QWEN3_VOCAB)
-        theirs = Qwen3Model(config(shape, QWEN3_VOCAB))
+        ours = Transformer(shape, QWEN3_VOCAB, head=True)
+        theirs = Qwen3ForCausalLM(config(shape, QWEN3_VOCAB))
     counts = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
     assert [arithmetic, *counts] == [count] * 3
-    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, theirs)]
-    assert shapes[0] == shapes[1]
+    names = {key.removeprefix("model."): weight.shape for key, weight in theirs.state_dict().items()}
+    if shape.tied_head:
+        del names["lm_head.weight"]
+    assert {key: weight.shape for key, weight in ours.state_dict().items()} == names
+
+
+# --- the path of a GPU, without one ---------------------------------------------------------------------------------
+
+
+@st.composite
+def packed(draw: st.DrawFn, longest: int = 300) -> Rows:
+    """Rows of one length, filled from the front with segments of any length; at least one place of padding."""
+    length = draw(st.integers(1, longest))
+    segment = torch.full((draw(st.integers(1, 3)), length), -1)
+    position = torch.zeros_like(segment)
+    number = 0
+    for row in range(len(segment)):
+        at = 0
+        for size in draw(st.lists(st.integers(1, length), min_size=1, max_size=6)):
+            stop = min(at + size, length - (row == len(segment) - 1))
+            segment[row, at:stop], position[row, at:stop] = number, torch.arange(stop - at)
+            at, number = stop, number + 1
+    return Rows(segment, position, alone=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(packed(), st.booleans())
+def test_tiles_are_those_that_torch_finds_by_looking(rows: Rows, causal: bool) -> None:
+    """Padding by a number per row here: one row's may see another's or not, nobody reads it."""
+    padding = -1 - torch.arange(len(rows.segment_RT))[:, None]
+    segment_T = torch.where(rows.segment_RT < 0, padding, rows.segment_RT).flatten()
+    ours = transformer._block_mask(segment_T, causal)
+    theirs = flex_attention.create_block_mask(ours.mask_mod, 1, 1, len(segment_T), len(segment_T), device="cpu")
+    assert ours.seq_lengths == theirs.seq_lengths and ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
+        for prefix in ("", "full_"):
+            assert torch.equal(getattr(ours, prefix + name), getattr(theirs, prefix + name)), prefix + name
+
+
+@settings(max_examples=12, deadline=None)
+@given(packed(), st.booleans(), st.sampled_from(["square", "one key-value head"]))
+def test_block_sparse_equals_dense(rows: Rows, causal: bool, name: str) -> None:
+    """Hidden states and gradients, wherever there is no padding; in double precision."""
+    shape = SHAPES[name]
+    layers = Layers(shape, 1).double()
+    randomise(layers)
+    x = torch.randn(*rows.segment_RT.shape, shape.width, generator=torch.Generator().manual_seed(0)).double()
+    here = (rows.segment_RT >= 0)[:, :, None]
+
+    def run() -> list[Tensor]:
+        out = layers(x.requires_grad_(), rows, causal) * here
+        return [out, *torch.autograd.grad((out**2).sum(), [x, *layers.parameters()])]
+
+    dense = run()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _force_block_mask(monkeypatch)
+        sparse = run()
+    for a, b in zip(sparse, dense, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_cpu_takes_dense_masks_and_a_gpu_tiles() -> None:
+    assert not transformer.takes_block_mask(torch.device("cpu"), 128)
+    assert transformer.takes_block_mask(torch.device("cuda"), 128)
+    assert not transformer.takes_block_mask(torch.device("cuda"), 8)  # narrower than its kernels can multiply
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+def test_compiled_kernel_equals_dense() -> None:
+    """The kernel that inductor writes, here for the CPU: any number of rows and lengths in at most two graphs."""
+    torch.compiler.reset()
+    kernel = transformer._compiled_flex_attention()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for shape, stretch in (((2, 150), 40), ((3, 171), 57), ((5, 64), 13), ((1, 700), 300)):
+        segment = torch.arange(shape[0] * shape[1]).view(shape) // stretch
+        rows = Rows(segment, segment, alone=False).end_to_end()
+        q, k, v = (torch.randn(1, heads, segment.numel(), 32) for heads in (4, 2, 2))
+        mask = transformer._block_mask(rows.segment_RT[0], True)
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, rows.mask(True), enable_gqa=True)
+        torch.testing.assert_close(kernel(q, k, v, block_mask=mask, enable_gqa=True), expected, rtol=0, atol=1e-5)
+    assert graphs["unique_graphs"] - before <= 2
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU_SHAPE = Shape(layers=2, width=64, heads=4, kv_heads=2, head_width=32, feedforward=96)
+
+
+@needs_cuda
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_rows_on_a_gpu(causal: bool, dtype: torch.dtype) -> None:
+    """Hidden states and gradients are those of the CPU in float32, up to the rounding of `dtype`."""
+    layers = Layers(GPU_SHAPE, 2)
+    randomise(layers)
+    segment = torch.tensor([[0] * 100 + [1] * 130 + [-1] * 20, [2] * 249 + [-1]])
+    x, here = torch.randn(2, 250, 64), (segment >= 0)[:, :, None]
+    results = []
+    for device in ("cpu", "cuda"):
+        rows = Rows(segment.to(device), torch.arange(250, device=device).expand(2, 250), alone=False)
+        model, y = layers.to(device), x.to(device).requires_grad_()
+        with torch.autocast(device, dtype, enabled=device == "cuda" and dtype == torch.bfloat16):
+            out = model(y, rows, causal).float() * here.to(device)
+        grads = torch.autograd.grad((out**2).mean(), [y, *model.parameters()])
+        results.append([t.cpu() for t in (out, *grads)])
+    for expected, actual in zip(*results, strict=True):
+        error = (actual - expected).norm() / expected.norm()
+        assert error < (0.03 if dtype == torch.bfloat16 else 1e-3)
+
+
+@needs_cuda
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_of_one_segment_reach_flash_attention(causal: bool) -> None:
+    """Queries, keys and values are all in bfloat16, and no mask is given: nothing else would be allowed to run."""
+    model = Transformer(GPU_SHAPE, VOCAB).cuda()
+    tokens = tokens_of(200).cuda()
+    at = torch.arange(200, device="cuda")[None]
+    with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out = model(model.embed_tokens(tokens), Rows(torch.zeros_like(at), at, alone=True), causal)
+        out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -4,6 +4,7 @@ import pytest
 
 from search_space.errors import UsageError
 from sweeps.config import differences, dump, load, presets
+from tests.search_space.cases import PUBLISHED
 from tests.sweeps.virtual import MINI, config
 
 
@@ -42,6 +43,28 @@ def test_demo_has_what_it_promises() -> None:
     assert {"pooling", "ratio", "window", "overlap", "mask", "adapter"} <= changed
 
 
+def test_section5_lists_every_published_design() -> None:
+    section5 = load("section5")
+    assert section5.space.designs == PUBLISHED
+    plan = section5.planned()
+    assert {d.name for d, *_ in plan} >= set(PUBLISHED) and len(plan) == section5.trials == 5 + 3 + 19
+
+
+def test_what_was_left_out_is_new() -> None:
+    left_out = set(load("unpublished").space.designs)
+    assert left_out & set(PUBLISHED) == {load("unpublished").baseline}
+    assert len(left_out) + 4 + 3 == load("unpublished").trials == len(load("unpublished").planned())
+
+
+def test_the_full_scale_family_has_its_shapes() -> None:
+    config = load("fullscale")
+    shapes = {(d.ratio, s.encoder.width, s.decoder.width, s.decoder.tied_head)
+              for d in config.space.members() for s in [config.model_size().of(d)]}  # fmt: skip
+    assert shapes == {
+        (n, *s) for n in (4, 8, 16) for s in ((1024, 2560, True), (1024, 4096, False), (2560, 2560, True))
+    }
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -50,6 +73,10 @@ def test_demo_has_what_it_promises() -> None:
         (["space.window=64"], ["space.window", "a list"]),
         (["space.window=[a]"], ["space.window[0]", "Integer"]),
         (["space.window=[4,18]"], ["space.window", "18 is not a multiple of ratio 4", "16 or 20"]),
+        (["space.positions=[base,spread]"], ["space", "one design at this size", "spread"]),
+        (["space.encoder=[base,d64]"], ["embeddings", "differ", "-enc_d64"]),
+        (["space.encoder=[base,k3]"], ["kv_heads", "does not divide"]),
+        (["space.designs=[mean-w4-causal-mlp-O0]"], ["space.window", "4 is not a multiple", "mean-w16-causal-mlp-O0"]),
         (["space.window=[]"], ["space.window", "no choices"]),
         (["space.window=[4,4]"], ["space.window", "repeats"]),
         (["space.pooling=[mean,max]"], ["space.pooling", "'max'", "mean, concat, eos"]),
@@ -68,7 +95,7 @@ def test_demo_has_what_it_promises() -> None:
         (["corpus.vocab=10"], ["corpus.vocab", "below 261"]),
         (["size.positions=packed"], ["size.positions", "spread"]),
         (["size.encoder.kv_heads=3"], ["kv_heads", "does not divide"]),
-        (["size.encoder.width=64"], ["size.share_embeddings", "differ"]),
+        (["size.encoder.width=64"], ["embeddings", "differ", "size.embeddings=separate"]),
         (["name=a/b"], ["name", "folder"]),
         (["seeds"], ["override", "key=value"]),
         (["recipe.rungs=[0.5"], ["YAML"]),

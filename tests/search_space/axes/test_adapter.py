@@ -20,7 +20,7 @@ QWEN3_06B = Shape(layers=28, width=1024, heads=16, kv_heads=8, head_width=128, f
 def spans(lengths: list[int], adapter: str) -> LatentRows | None:
     """The layout of spans with so many latents."""
     samples = [make("reconstruct", 2 * count, document=i) for i, count in enumerate(lengths)]
-    encoder = lay_out(samples, Design(ratio=2, window=4, adapter=adapter), SPECIALS).encoder
+    encoder = lay_out(samples, Design(ratio=2, window=4, adapter=adapter), SPECIALS, "spread").encoder
     assert encoder is not None
     return encoder.spans
 
