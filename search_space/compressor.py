@@ -27,7 +27,7 @@ from search_space.errors import UsageError
 from search_space.layout import Batch, EncoderInputs
 from search_space.transformer import Block, Shape, Transformer
 
-__all__ = ["Compressor", "Size"]
+__all__ = ["Compressor", "Size", "matrices"]
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,12 @@ class Compressor(nn.Module):
         if self.phase is not None:
             x_RTD = x_RTD + self.phase[name](phase_RT.clamp(min=0)) * (phase_RT >= 0)[:, :, None]
         return x_RTD
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that an optimizer for matrices trains: those of linear layers, but for an untied head."""
+    named = model.named_modules()
+    return [m.weight for name, m in named if isinstance(m, nn.Linear) and not name.endswith("lm_head")]
 
 
 def _draw(weight: Tensor, std: float, base: int, name: str) -> None:

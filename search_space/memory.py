@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from search_space.compressor import Compressor, Size
+from search_space.compressor import Compressor, Size, matrices
 from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.layout import Batch
@@ -61,7 +61,7 @@ class Skeleton:
     """The model of a design, without data and with its layers taken out.
 
     parameters: trained numbers.
-    state: numbers that the optimizer keeps, one per weight of a linear layer (Muon), else two (AdamW).
+    state: numbers that the optimizer keeps, one per weight of a matrix (Muon), else two (AdamW).
     temporaries: bytes that the optimizer needs for the weight that needs most.
     """
 
@@ -69,7 +69,7 @@ class Skeleton:
         with torch.device("meta"):
             self.model = Compressor(design, size)
         weights = list(self.model.parameters())
-        muon = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Linear)}
+        muon = {id(w) for w in matrices(self.model)}
         self.parameters = sum(w.numel() for w in weights)
         self.state = sum(w.numel() * (1 if id(w) in muon else 2) for w in weights)
         self.temporaries = max(_muon_bytes(w) if id(w) in muon else _adamw_bytes(w) for w in weights)

@@ -109,7 +109,7 @@ def _block_mask(segment_T: Tensor, causal: bool) -> BlockMask:
         some_BB, whole_BB = some_BB.tril(), whole_BB.tril(-1)
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # Not by `run_T`: inside a compiled graph a kernel cannot look into what that graph computes.
+        # Not by `run_T`: inductor finds no kernel for a captured tensor that the same graph pads.
         same = segment_T[query] == segment_T[key]
         return same & (query >= key) if causal else same
 

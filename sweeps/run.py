@@ -122,7 +122,7 @@ def _refuse_size(config: SweepConfig) -> None:
     need = config.cost(Design.parse(config.baseline)).memory
     if need > have:
         raise UsageError(
-            f"size: a training step of {config.baseline} needs {need / 1e9:.1f} GB and a worker has "
+            f"size: a step of {config.baseline} needs {need / 1e9:.1f} GB and a worker has "
             f"{have / 1e9:.1f} GB; make size, recipe.pieces, recipe.piece or workers smaller"
         )
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from search_space.compressor import matrices
 from trainer.recipe import Recipe
 
 __all__ = ["MuonAdamW", "build"]
@@ -47,10 +48,10 @@ class MuonAdamW(Optimizer):
 def build(model: nn.Module, recipe: Recipe) -> MuonAdamW:
     """The optimizer of `recipe`. Weights of linear layers go to Muon; embeddings, an untied head, norms and biases to
     AdamW, without weight decay."""
-    matrices = [m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name]
-    chosen = {id(p) for p in matrices}
+    for_muon = matrices(model)
+    chosen = {id(p) for p in for_muon}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return MuonAdamW(
-        Muon(matrices, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
+        Muon(for_muon, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
         AdamW(rest, lr=recipe.adamw_rate, betas=(0.9, 0.95), weight_decay=0.0),
     )

@@ -29,7 +29,7 @@ def test_a_sweep_stays_on_the_text_it_was_begun_on(text_folder: Path, tmp_path: 
 def test_a_model_larger_than_the_machine_is_refused(text_folder: Path, tmp_path: Path) -> None:
     """In one line, before anything is written."""
     settings = config(f"corpus.source={text_folder}", "size.decoder.feedforward=1000000000")
-    with pytest.raises(UsageError, match=r"^size: a training step of mean-\S+ needs \d+\.\d GB and a worker has") as error:
+    with pytest.raises(UsageError, match=r"^size: a step of mean-\S+ needs \d+\.\d GB and a worker has") as error:
         run_sweep(settings, Home(tmp_path / "home"), lambda folder: ("", []))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "home").exists()
