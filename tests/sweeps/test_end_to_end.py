@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from lclab.__main__ import main
+from search_space.design import AXES
 from search_space.errors import UsageError
 from sweeps.home import Home
 from sweeps.status import read_status
@@ -189,7 +190,10 @@ def test_study_folders_table_and_mlflow_agree_trial_by_trial(sweep: Sweep) -> No
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.params["design"] == trial.user_attrs["design"] == rows.design.iloc[0]
         assert run.data.params["seed"] == str(trial.user_attrs["seed"])
-        assert trial.params.items() <= rows.iloc[0].to_dict().items()
+        row = rows.iloc[0].to_dict()  # with what `base` means at the sweep's size
+        assert {k: v for k, v in trial.params.items() if v != "base"}.items() <= row.items()
+        assert {axis: run.data.params[axis] for axis in AXES} == {axis: str(row[axis]) for axis in AXES}
+        assert ("base" in run.data.params.values()) == (row["control"] in ("uncompressed", "blind"))  # nothing to say
         assert set(rows.state) == {STATES[trial.state]}
         assert rows.parallel.tolist() == [r.heldout.loss["parallel"] for r in results]
         if trial.state == TrialState.COMPLETE:
