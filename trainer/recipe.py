@@ -71,8 +71,8 @@ class Recipe:
                 raise UsageError(f"recipe.{name}: {getattr(self, name)} is not above 0")
         _ascending("recipe.rungs", self.rungs)
         _ascending("recipe.curriculum", [s.until for s in self.curriculum])
-        if any(s.span < 1 for s in self.curriculum):
-            raise UsageError("recipe.curriculum: a span is not at least 1 token")
+        if any(s.span < 2 for s in self.curriculum):  # of two tokens one is wrapped and one raw
+            raise UsageError("recipe.curriculum: a span is not at least 2 tokens")
         if len(set(self.rung_steps())) < len(self.rungs) or self.rung_steps()[0] < 1:
             raise UsageError(f"recipe.rungs: {self.rungs} of {self.steps} steps are not distinct steps")
 

@@ -6,7 +6,7 @@ import io
 import torch
 from torch import nn
 
-from search_space.compressor import Compressor
+from search_space.compressor import Compressor, matrices
 from search_space.design import Design
 from tests.tiny import SIZE
 from trainer import optim
@@ -45,6 +45,15 @@ def test_equals_muon_and_adamw_apart() -> None:
         adamw.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_untied_head_is_no_matrix_for_muon() -> None:
+    """It is a table of outputs as the embedding is one of inputs."""
+    model = Compressor(DESIGN.but(decoder="t0"), SIZE)
+    muon, adamw = optim.build(model, RECIPE).param_groups
+    assert model.decoder.lm_head is not None
+    assert any(p is model.decoder.lm_head.weight for p in adamw["params"])
+    assert len(muon["params"]) == len(list(matrices(Compressor(DESIGN, SIZE))))
 
 
 def test_every_parameter_is_in_one_group_once() -> None:
