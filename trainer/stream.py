@@ -23,7 +23,6 @@ __all__ = ["Steps", "TrainingSamples", "check_fit", "heldout_batches", "heldout_
 
 Ints = NDArray[np.int64]
 SHORTEST = 16  # tokens; a document's last piece is dropped below this
-DENSE = not torch.cuda.is_available()  # block masks skip what is masked; a CPU computes it
 _HELDOUT_SEED = 20_260_609
 
 
@@ -94,12 +93,13 @@ class Steps(IterableDataset[Batch]):
     def __init__(self, samples: TrainingSamples, design: Design, size: Size, specials: Specials, start: int) -> None:
         self._samples, self._design, self._specials = samples, design, specials
         self._positions, self._start = size.of(design).positions, start
+        self._dense = _dense()
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for step in count(self._start + first, stride):
-            yield lay_out(self._samples(step), self._design, self._specials, self._positions, DENSE)
+            yield lay_out(self._samples(step), self._design, self._specials, self._positions, self._dense)
 
 
 def heldout_samples(split: Split, recipe: Recipe) -> dict[Task, list[Sample]]:
@@ -123,15 +123,22 @@ def heldout_samples(split: Split, recipe: Recipe) -> dict[Task, list[Sample]]:
 
 def heldout_batches(corpus: Corpus, recipe: Recipe, design: Design, size: Size) -> Iterator[Batch]:
     """The held-out samples as batches no larger than a training step."""
+    positions, dense = size.of(design).positions, _dense()
     for samples in heldout_samples(corpus.heldout, recipe).values():
         for i in range(0, len(samples), recipe.pieces):
-            yield lay_out(samples[i : i + recipe.pieces], design, corpus.specials, size.of(design).positions, DENSE)
+            yield lay_out(samples[i : i + recipe.pieces], design, corpus.specials, positions, dense)
 
 
 def check_fit(corpus: Corpus, recipe: Recipe) -> None:
     """Raise `UsageError` where the corpus has too little text for the recipe, in training or held out."""
     TrainingSamples(corpus.train, recipe, seed=0)
     heldout_samples(corpus.heldout, recipe)
+
+
+def _dense() -> bool:
+    """Whether attention computes what its mask forbids (see `lay_out`). Asked in the trial's own process: a forked
+    loader worker may not ask for the GPU."""
+    return not torch.cuda.is_available()
 
 
 def _pieces(lengths: Ints, piece: int) -> tuple[Ints, Ints, Ints]:

@@ -3,12 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.progress import track
 from rich.table import Table
 
 from lclab.commands.options import AsJson, Overrides, Preset
 from lclab.console import make_console
+
+if TYPE_CHECKING:
+    from search_space.cost import Cost
+    from search_space.design import Design
+    from sweeps.config import SweepConfig
 
 __all__ = ["space"]
 
@@ -19,14 +25,9 @@ def space(
     as_json: AsJson = False,
 ) -> None:
     """Show the axes of a preset, their choices, and every design with its cost."""
-    from search_space.axes import AXES
-    from search_space.design import Design
     from sweeps.config import load
-    from trainer.recipe import precision_of
 
     config = load(preset, overrides or [])
-    recipe, precision = config.recipe, precision_of(config.recipe)
-    interleaved = recipe.continuation == 1
     designs = list(config.space.members())
     log = make_console(stderr=True)
     watched = track(designs, "Pricing designs", console=log, transient=True, disable=not log.is_terminal)
@@ -34,26 +35,39 @@ def space(
     if as_json:
         rows = [{"design": d.name, **asdict(c)} for d, c in zip(designs, costs, strict=True)]
         print(json.dumps({"axes": config.space.axes(), "baseline": config.baseline, "designs": rows}))
-        return
-    console = make_console()
+    else:
+        console = make_console()
+        console.print(_axes(config, designs))
+        console.print(_costs(config, designs, costs))
+
+
+def _axes(config: "SweepConfig", designs: "list[Design]") -> Table:
+    from search_space.axes import AXES
+    from search_space.design import Design
+
     listed = " (a list of designs)" if config.space.designs else ""
-    table_of_axes = Table(
-        "axis", "choices", "means something", title=f"Space of {config.name}{listed}", title_justify="left"
-    )
+    table = Table("axis", "choices", "means something", title=f"Space of {config.name}{listed}", title_justify="left")
     base = config.model_size().resolve(Design.parse(config.baseline)).params()
     for axis in AXES:
         choices = list(dict.fromkeys(d.params()[axis.name] for d in designs if not axis.idle(d.params())))
         if axis.name != "control" and choices:
             texts = [f"base ({base[axis.name]})" if choice == "base" else str(choice) for choice in choices]
-            table_of_axes.add_row(axis.name, ", ".join(texts), axis.asked)
-    console.print(table_of_axes)
+            table.add_row(axis.name, ", ".join(texts), axis.asked)
+    return table
+
+
+def _costs(config: "SweepConfig", designs: "list[Design]", costs: "list[Cost]") -> Table:
+    from trainer.recipe import precision_of
+
+    recipe = config.recipe
     table = Table("design", title=f"{len(designs)} designs, no two alike", title_justify="left", caption_justify="left")
     table.caption = (
         f"Of a training step of {recipe.pieces} x {recipe.piece} raw tokens, "
-        f"{'interleaved' if interleaved else 'reconstructed'}: training, and peak memory on a CPU in {precision}.\n"
+        f"{'interleaved' if recipe.continuation == 1 else 'reconstructed'}: training, and peak memory on a CPU in "
+        f"{precision_of(recipe)}.\n"
         f"Of a context of {recipe.piece} raw tokens: prefill, and the decoder's key-value cache in bfloat16."
     )
-    table_columns = [[f"[bold]{d.name} (baseline)[/]" if d.name == config.baseline else d.name for d in designs]]
+    columns = [[f"[bold]{d.name} (baseline)[/]" if d.name == config.baseline else d.name for d in designs]]
     for header, values, unit, prefixes in (
         ("parameters", [c.parameters for c in costs], "", "kMBT"),
         ("training", [c.train_flops for c in costs], "FLOPs/token", "kMGT"),
@@ -63,10 +77,10 @@ def space(
     ):
         prefix, texts = _scaled(values, prefixes)
         table.add_column(f"{header}\n{prefix}{unit}", justify="right")
-        table_columns.append(texts)
-    for row in zip(*table_columns, strict=True):
+        columns.append(texts)
+    for row in zip(*columns, strict=True):
         table.add_row(*row)
-    console.print(table)
+    return table
 
 
 def _scaled(values: Sequence[float], prefixes: str) -> tuple[str, list[str]]:

@@ -4,6 +4,7 @@ An axis that means nothing beside the others (the overlap where a window is one 
 for it, and the canonical form puts it at its neutral value, so that no two designs build the same computation.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -53,11 +54,12 @@ class Axis:
         return self.default if text is None else text
 
 
-class Choice(Axis):
+class Choice(Axis, ABC):
     """One of a few words."""
 
+    @abstractmethod
     def choices(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """The words, in order; read anew each time, since a registry behind them may have grown."""
 
     def check(self, value: Any) -> None:
         if value not in self.choices():

@@ -43,14 +43,13 @@ class ShapeAxis(OfSize):
         self.name, self.used = name, used
         self.prefix = name[:3]
         self.pattern = rf"(?:-{self.prefix}_(?P<{name}>[\w.]+))?"
-        self.letters = {letter: field for letter, field in LETTERS.items() if field in used}
 
     def check(self, value: Any) -> None:
         if value == BASE or value in QWEN3:
             return
         sizes = _sizes(value) if isinstance(value, str) else {}
         if not sizes.keys() <= set(self.used) or not sizes:
-            legend = ", ".join(f"{letter} {field}" for letter, field in self.letters.items())
+            legend = ", ".join(f"{letter} {field}" for letter, field in LETTERS.items() if field in self.used)
             raise Impossible(f"{value!r} is not base, {', '.join(QWEN3)} or sizes such as l4d256 ({legend})", BASE)
         if sizes.get("layers") == 0 and self.name == "encoder":
             raise Impossible(f"{value!r} has no layers; that is the control encoderless", _spell(sizes | {"layers": 1}))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from search_space import qwen3
 from search_space.compressor import Compressor
@@ -21,26 +21,12 @@ from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.transformer import Rows, Shape, Transformer
 from tests.search_space.cases import SHARED, VOCAB, randomise
+from tests.search_space.hugging_face import config
 
 TIED = Shape(layers=2, width=16, heads=4, kv_heads=2, head_width=8, feedforward=24, rope_base=5e5, norm_eps=1e-5)
 UNTIED = replace(TIED, tied_head=False)
 SHAPES = pytest.mark.parametrize("shape", [TIED, UNTIED], ids=["tied", "untied"])
 TOKENS = torch.randint(0, VOCAB, (2, 23), generator=torch.Generator().manual_seed(0))
-
-
-def config(shape: Shape) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=shape.width,
-        intermediate_size=shape.feedforward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width,
-        rms_norm_eps=shape.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
-        tie_word_embeddings=shape.tied_head,
-    )
 
 
 def theirs(shape: Shape, seed: int = 0) -> Qwen3ForCausalLM:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from search_space import transformer
 from search_space.axes.shape import QWEN3
@@ -18,6 +18,7 @@ from search_space.design import Design
 from search_space.layout import lay_out
 from search_space.transformer import Block, Layers, Rows, Shape, Transformer
 from tests.search_space.cases import SPECIALS, VOCAB, make, randomise
+from tests.search_space.hugging_face import config
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -30,24 +31,6 @@ SHAPES = {
     "other base and eps": Shape(2, 16, 2, 2, 8, 32, rope_base=1e4, norm_eps=1e-3),
 }
 QWEN3_VOCAB = 151_936
-
-
-def config(shape: Shape, vocab: int = VOCAB) -> Qwen3Config:
-    out = Qwen3Config(
-        vocab_size=vocab,
-        hidden_size=shape.width,
-        intermediate_size=shape.feedforward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_width,
-        rms_norm_eps=shape.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base},
-        max_position_embeddings=65_536,
-        tie_word_embeddings=shape.tied_head,
-    )
-    out._attn_implementation = "eager"
-    return out
 
 
 def pair(shape: Shape) -> tuple[Transformer, Qwen3Model]:
