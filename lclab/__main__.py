@@ -4,14 +4,16 @@ import sys
 
 import typer
 
-from lclab.commands import bench, demo, report, space, sweep, ui
+from lclab.commands import bench, data, demo, report, space, sweep, train, ui
 from search_space.errors import UsageError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Architecture search for context compressors.")
 app.command("demo")(demo.demo)
+app.add_typer(data.app, name="data")
 app.command("space")(space.space)
+app.command("train")(train.train)
 app.add_typer(sweep.app, name="sweep")
 app.command("report")(report.report)
 app.command("ui")(ui.ui)

@@ -2,7 +2,7 @@
 
 Notable choices:
 - all windows of a step go through the encoder in one call, all samples through the decoder in one call;
-- logits exist only at scored positions;
+- logits exist only at scored positions, and for the loss a chunk at a time;
 - small-model aids that a full-scale run switches off: phase embeddings (place of a token in its block, added to
   encoder inputs and to what reconstruction asks for) and an encoder that starts as the identity.
 
@@ -25,7 +25,8 @@ from search_space.axes.positions import Positions
 from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.layout import Batch, EncoderInputs
-from search_space.transformer import Block, Shape, Transformer
+from search_space.loss import CHUNK_BYTES, linear_cross_entropy, linear_scores
+from search_space.transformer import Block, Layers, Shape, Transformer
 
 __all__ = ["Compressor", "Size", "matrices"]
 
@@ -131,6 +132,12 @@ class Compressor(nn.Module):
                     if isinstance(module, Block):
                         module.silence()
 
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether layers compute their blocks again in the backward pass: less memory, the same gradients."""
+        for part in self.modules():
+            if isinstance(part, Layers):
+                part.checkpointed = on
+
     def encode(self, inputs: EncoderInputs) -> Tensor:
         """Latents in decoder width (L, M)."""
         assert self.encoder is not None, f"{self.design.name} has no encoder"
@@ -140,14 +147,26 @@ class Compressor(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits at the scored positions (P, V)."""
+        return self.decoder.logits(self.hidden(batch))
+
+    def loss(self, batch: Batch, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+        """Sum of the cross-entropy over the scored positions, in nats, without all logits at once (see `loss`)."""
+        return linear_cross_entropy(self.hidden(batch), self.decoder.head_weight, batch.target_P, chunk_bytes)
+
+    @torch.no_grad()
+    def scores(self, batch: Batch, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor]:
+        """Per scored position its cross-entropy (P,), and whether the likeliest token is right (P,); no gradients."""
+        return linear_scores(self.hidden(batch), self.decoder.head_weight, batch.target_P, chunk_bytes)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The decoder's final states at the scored positions (P, M)."""
         x_RTM = self._embed(self.decoder, batch.token_RT, batch.phase_RT, "decoder")
         if batch.encoder is not None:
             latents_LM = self.encode(batch.encoder)
             here_RT1 = (batch.latent_RT >= 0)[:, :, None]
             x_RTM = torch.where(here_RT1, latents_LM[batch.latent_RT.clamp(min=0)].to(x_RTM.dtype), x_RTM)
         hidden_RTM = self.decoder(x_RTM, batch.rows)
-        hidden_PM = hidden_RTM.flatten(0, 1)[batch.place_P]
-        return self.decoder.logits(hidden_PM)
+        return hidden_RTM.flatten(0, 1)[batch.place_P]
 
     def _embed(self, part: Transformer, token_RT: Tensor, phase_RT: Tensor, name: str) -> Tensor:
         x_RTD = part.embed_tokens(token_RT)

@@ -14,7 +14,7 @@ from torch import nn
 from search_space.compressor import Size
 from search_space.design import Design
 from search_space.layout import Batch, Sample, Specials, lay_out
-from search_space.memory import Precision, skeleton, training_memory
+from search_space.memory import Optimizer, Precision, skeleton, training_memory
 from search_space.transformer import Layers, Rows, Shape
 
 __all__ = ["Cost", "cost", "forward_flops", "parameters"]
@@ -47,6 +47,7 @@ def cost(
     spans: int = 1,
     interleaved: bool = False,
     precision: Precision = "32-true",
+    optimizer: Optimizer = "muon",
 ) -> Cost:
     """Costs of `design` on training steps of `spans` spans of `span` tokens and on a context of one such span.
 
@@ -61,7 +62,7 @@ def cost(
         train_flops=(1 + _BACKWARD) * forward_flops(design, size, training) / (span * spans),
         prefill_flops=forward_flops(design, size, reading) / span,
         kv_bytes=_kv_bytes(size.decoder, reading.rows) / span,
-        memory=training_memory(design, size, training, precision),
+        memory=training_memory(design, size, training, precision, optimizer),
     )
 
 
@@ -93,10 +94,10 @@ def forward_flops(design: Design, size: Size, batch: Batch) -> float:
 
 
 def _layers(rows: Rows, shape: Shape, layers: int) -> float:
-    """Transformer layers over rows: projections, feed-forward, and attention over the whole row."""
+    """Transformer layers over rows: projections, feed-forward, and attention over segments as they are grouped."""
     r, t = rows.segment_RT.shape
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     projections = 2 * shape.width * (2 * queries + 2 * keys)
     feedforward = 2 * 3 * shape.width * shape.feedforward
-    attention = 2 * 2 * t * queries
-    return float(layers * r * t * (projections + feedforward + attention))
+    pairs = r * t * t if rows.groups is None else sum(n * length**2 for n, length, _ in rows.groups.shapes)
+    return float(layers * (r * t * (projections + feedforward) + 2 * 2 * pairs * queries))

@@ -24,7 +24,7 @@ from search_space.axes.positions import Positions
 from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.packing import pack, ranges
-from search_space.transformer import Rows
+from search_space.transformer import Groups, Rows
 
 __all__ = ["TASKS", "Batch", "EncoderInputs", "Sample", "Specials", "Task", "lay_out"]
 
@@ -49,18 +49,23 @@ class Sample:
     """One stretch of a document and what to do with it, the same for every design.
 
     tokens: raw token ids.
-    cuts: inner boundaries; segments alternate wrapped, raw, ..., starting wrapped. No cut wraps all.
-    task: `continue` scores the raw segments; `reconstruct` wraps all and scores its tokens again, each after
-        its predecessors; `parallel` does so with every decoder input masked, so that only latents can help.
+    cuts: inner boundaries; segments alternate wrapped, raw, ..., starting wrapped, or raw where the first cut is 0.
+        No cut wraps all.
+    task: `continue` scores the raw segments; `reconstruct` without cuts wraps all and scores its tokens again, each
+        after its predecessors; `parallel` does so with every decoder input masked, so that only latents can help.
+        `reconstruct` with cuts is laid out as `continue` is: its tokens hold the question and the answer.
     document: whose tokens these are.
+    quiet: raw tokens before this one are read and not scored, such as a question.
 
-    Raises `UsageError` where tokens are not whole numbers or missing, and for cuts that leave a segment empty.
+    Raises `UsageError` where tokens are not whole numbers or missing, for cuts that leave a segment empty or wrap
+    nothing, and where `quiet` leaves nothing to score.
     """
 
     tokens: Ints
     cuts: tuple[int, ...]
     task: Task
     document: int
+    quiet: int = 0
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 1 or self.tokens.dtype.kind not in "iu" or not self.tokens.size:
@@ -68,17 +73,26 @@ class Sample:
             raise UsageError(f"tokens: {what} in document {self.document}; expected one or more whole numbers in a row")
         if self.task not in TASKS:
             raise UsageError(f"task: {self.task!r} is not one of {', '.join(TASKS)}")
-        if self.cuts and self.task != "continue":
-            raise UsageError(f"cuts: {self.task} wraps all of its tokens; only continue has cuts")
-        edges = (0, *self.cuts, len(self.tokens))
-        if not all(map(lt, edges, edges[1:])):
+        if self.cuts and self.task == "parallel":
+            raise UsageError("cuts: parallel wraps all of its tokens; only continue and reconstruct have cuts")
+        edges = (0, *self.cuts[self.cuts[:1] == (0,) :], len(self.tokens))
+        if not all(map(lt, edges, edges[1:])) or self.cuts == (0,):
             last = len(self.tokens) - 1
-            raise UsageError(f"cuts: {self.cuts} in {last + 1} tokens; expected ascending numbers from 1 to {last}")
+            raise UsageError(
+                f"cuts: {self.cuts} in {last + 1} tokens; expected ascending numbers from 0 to {last}, not 0 alone"
+            )
+        if self.quiet >= len(self.tokens):
+            raise UsageError(f"quiet: {self.quiet} leaves none of {len(self.tokens)} tokens to score")
 
     def segments(self) -> list[tuple[int, int, bool]]:
         """(start, stop, wrapped) in order."""
         edges = (0, *self.cuts, len(self.tokens))
-        return [(a, b, i % 2 == 0) for i, (a, b) in enumerate(pairwise(edges))]
+        return [(a, b, i % 2 == 0) for i, (a, b) in enumerate(pairwise(edges)) if a < b]
+
+    @property
+    def asks(self) -> bool:
+        """Whether the tokens are asked for behind the sample."""
+        return self.task != "continue" and not self.cuts
 
 
 @dataclass
@@ -92,7 +106,7 @@ class EncoderInputs:
 
 @dataclass
 class Batch:
-    """Everything the model reads of one step; `raw_tokens` is what all designs count progress in."""
+    """Everything the model reads of one step."""
 
     encoder: EncoderInputs | None
     rows: Rows
@@ -103,17 +117,17 @@ class Batch:
     target_P: Tensor
     task_P: Tensor  # index into TASKS
     document_P: Tensor
-    raw_tokens: int
+    offset_P: Tensor  # tokens between the end of the span and the scored one; in a reconstruction, those before it
 
 
 def lay_out(
-    samples: list[Sample], design: Design, specials: Specials, positions: Positions, dense: bool = True
+    samples: list[Sample], design: Design, specials: Specials, positions: Positions, groups: bool = True
 ) -> Batch:
     """The batch of `samples` for `design`.
 
     `positions` says where a latent stands for the decoder: `consecutive` as published, or `spread` at the place
-    of its block, with reconstruction starting again at the span's own positions. `dense` says whether attention
-    computes what its mask forbids, as it does on a CPU; the rows are packed for that (see `packing`).
+    of its block, with reconstruction starting again at the span's own positions. `groups` says whether rows get
+    the groups by which attention on a CPU takes them; a GPU has no use for them.
 
     Raises `UsageError` when there is no sample.
     """
@@ -121,15 +135,15 @@ def lay_out(
         raise UsageError("samples: there is none; a batch takes at least one")
     text = _Text(samples)
     has_encoder = design.control not in ("uncompressed", "blind")
-    encoder = _encoder_inputs(text, design, specials, positions, dense) if has_encoder else None
-    return _decoder_inputs(text, encoder, design, specials, positions, dense)
+    encoder = _encoder_inputs(text, design, specials, positions, groups) if has_encoder else None
+    return _decoder_inputs(text, encoder, design, specials, positions, groups)
 
 
 class _Text:
     """The samples of a step end to end, as arrays.
 
     token: of all samples.
-    document, task, length, first: of each sample; `first` is where its tokens begin among all.
+    document, task, asks, quiet, length, first: of each sample; `first` is where its tokens begin among all.
     sample, start, stop, source: of each segment; edges in its sample, and where its tokens begin among all.
     wrapped, raw: numbers of the segments that are.
     """
@@ -138,6 +152,8 @@ class _Text:
         self.token = np.concatenate([s.tokens for s in samples])
         self.document = np.array([s.document for s in samples])
         self.task = np.array([TASKS.index(s.task) for s in samples])
+        self.asks = np.array([s.asks for s in samples])
+        self.quiet = np.array([s.quiet for s in samples])
         self.length = np.array([len(s.tokens) for s in samples])
         self.first = np.cumsum(self.length) - self.length
         segments = np.array([(i, *segment) for i, s in enumerate(samples) for segment in s.segments()])
@@ -152,14 +168,16 @@ class _Grid:
     first: of each sequence, its place in the flattened rows; place: of each element, sequence by sequence.
     """
 
-    def __init__(self, lengths: Ints, dense: bool) -> None:
+    def __init__(self, lengths: Ints, groups: bool) -> None:
         self.lengths = lengths
-        row, offset, capacity = pack(lengths, dense)
+        row, offset, capacity = pack(lengths)
         self.shape = (int(row.max()) + 1, capacity)
         self.first = row * capacity + offset
         self.place = ranges(self.first, lengths)
         self._segment = self.fill(-1, (self.place, np.repeat(np.arange(len(lengths)), lengths)))
         self._alone = self.shape[0] == len(lengths) and bool((lengths == capacity).all())
+        grouped = groups and not self._alone
+        self._groups = Groups.of(self.first, lengths, self._segment.numel()) if grouped else None
 
     def fill(self, empty: int, *parts: tuple[Ints, Ints | int]) -> Tensor:
         """(R, T): at each part's places its values, elsewhere `empty`."""
@@ -169,11 +187,11 @@ class _Grid:
         return torch.from_numpy(out)
 
     def rows(self, position_RT: Tensor) -> Rows:
-        return Rows(self._segment, position_RT, self._alone)
+        return Rows(self._segment, position_RT, self._alone, self._groups)
 
 
 def _encoder_inputs(
-    text: _Text, design: Design, specials: Specials, positions: Positions, dense: bool
+    text: _Text, design: Design, specials: Specials, positions: Positions, groups: bool
 ) -> EncoderInputs:
     n, w = design.ratio, design.window
     span_length = (text.stop - text.start)[text.wrapped]
@@ -189,7 +207,7 @@ def _encoder_inputs(
     read = left + core + right
     latents = -(-core // n)
     markers = latents * POOLINGS[design.pooling].markers
-    grid = _Grid(read + markers, dense)
+    grid = _Grid(read + markers, groups)
 
     # A marker stands behind the text; where positions are spread it takes the position of its block's end.
     text_place, marker_place = ranges(grid.first, read), ranges(grid.first + read, markers)
@@ -213,12 +231,12 @@ def _encoder_inputs(
             mask_LN=torch.from_numpy(in_block),
             markers_L=torch.from_numpy(marker_place),
         ),
-        spans=_latent_rows(-(-span_length // n), dense) if ADAPTERS[design.adapter].attention else None,
+        spans=_latent_rows(-(-span_length // n), groups) if ADAPTERS[design.adapter].attention else None,
     )
 
 
-def _latent_rows(latents: Ints, dense: bool) -> LatentRows:
-    grid = _Grid(latents, dense)
+def _latent_rows(latents: Ints, groups: bool) -> LatentRows:
+    grid = _Grid(latents, groups)
     rows = grid.rows(grid.fill(0, (grid.place, ranges(0, latents))))
     return LatentRows(rows, grid.fill(0, (grid.place, np.arange(len(grid.place)))), torch.from_numpy(grid.place))
 
@@ -235,7 +253,7 @@ class _Elements:
     first_asked: Ints
 
 
-def _decoder_grid(text: _Text, read: Ints, asked: Ints, dense: bool) -> tuple[_Grid, _Elements]:
+def _decoder_grid(text: _Text, read: Ints, asked: Ints, groups: bool) -> tuple[_Grid, _Elements]:
     """Samples packed into rows, and where everything stands.
 
     `read` is how many elements stand for each wrapped segment, `asked` how many each sample asks for.
@@ -243,7 +261,7 @@ def _decoder_grid(text: _Text, read: Ints, asked: Ints, dense: bool) -> tuple[_G
     length, wrapped, raw = text.stop - text.start, text.wrapped, text.raw
     held = length.copy()
     held[wrapped] = read + 2
-    grid = _Grid(np.add.reduceat(held, np.flatnonzero(text.start == 0)) + asked, dense)
+    grid = _Grid(np.add.reduceat(held, np.flatnonzero(text.start == 0)) + asked, groups)
     # Counted from the first sample to the last as if they were one row.
     begin = np.cumsum(held) - held + (np.cumsum(asked) - asked)[text.sample]
     question = np.cumsum(grid.lengths) - asked
@@ -258,16 +276,16 @@ def _decoder_grid(text: _Text, read: Ints, asked: Ints, dense: bool) -> tuple[_G
 
 
 def _decoder_inputs(
-    text: _Text, encoder: EncoderInputs | None, design: Design, specials: Specials, positions: Positions, dense: bool
+    text: _Text, encoder: EncoderInputs | None, design: Design, specials: Specials, positions: Positions, groups: bool
 ) -> Batch:
     """Each sample's segments, a wrapped one as tags around what is read of it, and then what is asked for."""
     n = design.ratio if encoder else 1
     wrapped, raw, length = text.wrapped, text.raw, text.stop - text.start
     read = -(-length[wrapped] // n) * (design.control != "blind")
-    asked = text.length * (text.task != TASKS.index("continue"))
-    grid, at = _decoder_grid(text, read, asked, dense)
+    asked = text.length * text.asks
+    grid, at = _decoder_grid(text, read, asked, groups)
 
-    raw_token = text.token[ranges(text.source[raw], length[raw])]
+    raw_token, raw_index = text.token[ranges(text.source[raw], length[raw])], ranges(text.start[raw], length[raw])
     asked_source, place_asked = ranges(text.first, asked), ranges(0, asked)
     token_RT = grid.fill(
         specials.mask,
@@ -284,11 +302,15 @@ def _decoder_inputs(
         (at.opening, text.start[wrapped]),
         (at.read, np.repeat(text.start[wrapped], read) + ranges(0, read) * n),
         (at.closing, text.stop[wrapped] - 1),
-        (at.raw, ranges(text.start[raw], length[raw])),
+        (at.raw, raw_index),
         (at.asked, place_asked),
     )
-    # A raw token is scored by the element before it, the first of a segment by the tag that closed the span.
-    target = grid.fill(-1, (at.raw - 1, raw_token), (at.asked, text.token[asked_source])).view(-1)[grid.place]
+    # A raw token is scored by the element before it, the first of a segment by the tag that closed the span; one that
+    # begins its sample has none before it.
+    told = raw_index >= np.repeat(np.maximum(text.quiet, 1)[text.sample[raw]], length[raw])
+    before = at.raw[told] - 1
+    target = grid.fill(-1, (before, raw_token[told]), (at.asked, text.token[asked_source])).view(-1)[grid.place]
+    offset = grid.fill(0, (before, ranges(0, length[raw])[told]), (at.asked, place_asked)).view(-1)[grid.place]
     scored = target >= 0
     return Batch(
         encoder=encoder,
@@ -300,5 +322,5 @@ def _decoder_inputs(
         target_P=target[scored],
         task_P=torch.from_numpy(np.repeat(text.task, grid.lengths))[scored],
         document_P=torch.from_numpy(np.repeat(text.document, grid.lengths))[scored],
-        raw_tokens=len(text.token),
+        offset_P=offset[scored],
     )

@@ -1,15 +1,15 @@
-"""Sequences of mixed length, packed into rows of one length.
+"""Sequences of mixed length, packed into rows of one length, and gathered in groups of similar length.
 
 Notable choices:
-- the length of the rows is what is chosen. Every layer pays for empty positions; attention pays for long rows where it
-  computes what the mask forbids (`dense`, on a CPU), and there the rows are those that cost least. Where it skips that
-  (block masks, on a GPU), they are the shortest of which less than 2% stays empty. Fewer and longer rows are easier to
-  fill, and a single row of everything has no empty position, so that there always is one;
+- the length of the rows is what is chosen: the shortest of which less than 2% stays empty. Fewer and longer rows are
+  easier to fill, and a single row of everything has no empty position, so that there always is one. Attention does not
+  pay for it, since it skips what its mask forbids, by groups on a CPU and by block masks on a GPU;
 - each length is tried with two rules, longest sequence first: into the fullest row with room (best fit), which fills
   with short sequences what long ones leave, and into the emptiest (longest processing time, Graham 1969), which
   balances sequences of similar length;
 - sequences of one length are placed together. Most windows of a step are full, so that the work grows with the
-  number of different lengths and not with that of windows.
+  number of different lengths and not with that of windows;
+- the groups are those whose attention costs least by a price of pairs of positions, single ones and groups.
 """
 
 from bisect import bisect_left, insort
@@ -18,15 +18,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack", "ranges"]
+__all__ = ["alike", "pack", "ranges"]
 
 Ints = NDArray[np.int64]
 Steps = list[tuple[int, ...]]
 _EMPTY = 50  # fewer than one position in so many holds nothing
-_EQUAL = 512  # length of a row whose attention costs as much as all else: measured at width 128 (docs/log.md)
+_SLOT, _GROUP = 128, 8192  # what costs attention as much as so many pairs: rough figures, at width 128 (docs/log.md)
 
 
-def pack(lengths: Ints, dense: bool) -> tuple[Ints, Ints, int]:
+def pack(lengths: Ints) -> tuple[Ints, Ints, int]:
     """Row and offset of each sequence, and the length of the rows. There is a sequence, and none is empty.
 
     The rows' number and length do not depend on the order of `lengths`. Where all are equal, each has its own row.
@@ -34,7 +34,7 @@ def pack(lengths: Ints, dense: bool) -> tuple[Ints, Ints, int]:
     sizes, counts = np.unique(lengths, return_counts=True)
     longest_first = list(zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True))
     total = int(lengths.sum())
-    steps = _cheapest(longest_first, total, len(lengths)) if dense else _filled(longest_first, total, len(lengths))
+    steps = _filled(longest_first, total, len(lengths))
     *step, placed = np.array(steps).T
     first, per_row, start, size = np.repeat(step, placed, axis=1)
     number = ranges(0, placed)
@@ -50,27 +50,23 @@ def ranges(starts: Ints | int, lengths: Ints) -> Ints:
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
-def _cheapest(longest_first: list[tuple[int, int]], total: int, count: int) -> Steps:
-    """The steps for rows that cost least: positions times what each pays, which grows with the length of its row."""
-    longest = longest_first[0][0]
-    best = _place(longest_first, count, longest, fullest=True)
-    assert best is not None, "there is a row for each"
-    least = _price(best, longest)
-    for rows, filled in _shapes(total, longest, count):
-        brim = -(-total // rows)
-        if total * (_EQUAL + brim) >= least:
-            break  # no longer row can cost less
-        for room in {brim, filled} - {longest}:
-            steps = _place(longest_first, count, room, fullest=True) if room > longest else None
-            if steps and _price(steps, room) < least:
-                best, least = steps, _price(steps, room)
-    return best
+def alike(lengths: Ints) -> Ints:
+    """How many sequences to take together, each time as long as their first; `lengths` descend.
 
-
-def _price(steps: Steps, room: int) -> int:
-    """Positions of a dense layout times what each pays."""
-    rows = 1 + max(first + (placed - 1) // per_row for first, per_row, *_, placed in steps)
-    return rows * room * (_EQUAL + room)
+    The least sum of positions times what attention pays for each, and of a price per group.
+    """
+    change = np.flatnonzero(np.diff(lengths, prepend=-1))
+    size, edge = lengths[change], np.append(change, len(lengths))
+    price = size * (size + _SLOT)  # of a sequence in a group that begins with this length
+    best, begin = np.zeros(len(edge), np.int64), np.zeros(len(edge), np.int64)
+    for stop in range(1, len(edge)):
+        costs = best[:stop] + (edge[stop] - edge[:stop]) * price[:stop]
+        begin[stop] = costs.argmin()
+        best[stop] = costs.min() + _GROUP
+    cuts = [len(edge) - 1]
+    while cuts[-1]:
+        cuts.append(int(begin[cuts[-1]]))
+    return np.diff(edge[cuts[::-1]])
 
 
 def _filled(longest_first: list[tuple[int, int]], total: int, count: int) -> Steps:

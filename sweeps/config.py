@@ -13,7 +13,8 @@ from search_space.cost import Cost, cost
 from search_space.design import CONTROLS, Design
 from search_space.errors import UsageError
 from search_space.space import Space
-from trainer.corpus import CorpusConfig
+from trainer.parallel import Parallel
+from trainer.prepare import CorpusConfig
 from trainer.recipe import Recipe, precision_of
 
 __all__ = ["PRESETS", "SweepConfig", "dump", "load", "presets"]
@@ -50,6 +51,7 @@ class SweepConfig:
     size: Size = field(default_factory=Size)
     recipe: Recipe = field(default_factory=Recipe)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    parallel: Parallel = field(default_factory=Parallel)
 
     def check(self) -> None:
         """Raise `UsageError` for the first field that cannot be; nothing has been written by then."""
@@ -65,6 +67,7 @@ class SweepConfig:
         self.space.check()
         self.recipe.check()
         self.corpus.check()
+        self.parallel.check()
         baseline = Design.parse(self.baseline)
         outside = self.space.without(baseline)
         if outside:
@@ -90,7 +93,7 @@ class SweepConfig:
     def cost(self, design: Design) -> Cost:
         """Of `design` in a step of this sweep's recipe, and on a context of one of its pieces."""
         r = self.recipe
-        return cost(design, self.model_size(), r.piece, r.pieces, r.continuation == 1, precision_of(r))
+        return cost(design, self.model_size(), r.piece, r.pieces, r.continuation == 1, precision_of(r), r.optim.kind)
 
     def planned(self) -> list[tuple[Design, int, str]]:
         """Design, seed and role of the trials that come before the sampler's, in order."""

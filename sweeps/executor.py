@@ -5,10 +5,11 @@ so that a job whose worker died is simply handed out again.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from trainer.parallel import Parallel
 from trainer.trial import RungResult, TrialSpec
 
 __all__ = ["Event", "Executor", "Failed", "Finished", "Job", "Stopped", "VirtualExecutor"]
@@ -16,12 +17,13 @@ __all__ = ["Event", "Executor", "Failed", "Finished", "Job", "Stopped", "Virtual
 
 @dataclass(frozen=True)
 class Job:
-    """Train trial `number` to the end of `rung`, in `folder`."""
+    """Train trial `number` to the end of `rung`, in `folder`, spread as `parallel` says."""
 
     number: int
     rung: int
     spec: TrialSpec
     folder: Path
+    parallel: Parallel = field(default_factory=Parallel)
 
 
 @dataclass(frozen=True)

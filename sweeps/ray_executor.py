@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from search_space.errors import UsageError
 from sweeps.executor import Event, Failed, Finished, Job, Stopped
-from trainer.trial import Interrupted, RungResult
+from trainer.trial import Interrupted, RungResult, Stalled
 
 __all__ = ["RayExecutor"]
 
@@ -51,7 +51,7 @@ class _Worker:
             self._at = (step, tokens)
             return not self._stopping.is_set()
 
-        return pretrain(job.spec, job.folder, job.rung, progress)
+        return pretrain(job.spec, job.folder, job.rung, progress, job.parallel)
 
     @ray.method(concurrency_group="control")
     def at(self) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class RayExecutor:
                 return Stopped(job)
             job.folder.mkdir(parents=True, exist_ok=True)
             (job.folder / "error.txt").write_text(str(error))
-            return Failed(job, _reason(error), machine=False)
+            return Failed(job, _reason(error), machine=isinstance(error.cause, Stalled))
         except RayError:  # the actor, its node, or too little memory there
             self._idle.append(self._hire())
             return Failed(job, "the worker process died", machine=True)

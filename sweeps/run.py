@@ -21,13 +21,14 @@ from sweeps.ledger import Assignment, Ledger
 from sweeps.ray_executor import RayExecutor
 from sweeps.tables import write_tables
 from sweeps.tracking import MlflowView
-from trainer.corpus import Corpus, prepare
-from trainer.stream import check_fit
+from trainer.corpus import Corpus
+from trainer.heldout import check_fit
+from trainer.prepare import prepare
 from trainer.trial import TrialSpec
 
 __all__ = ["Outcome", "run_sweep"]
 
-CHANGEABLE = {"trials", "seeds", "workers", "threads", "address", "retries"}
+CHANGEABLE = {"trials", "seeds", "workers", "threads", "address", "retries", "parallel.loaders", "parallel.patience"}
 """Keys that may change when a sweep is continued: none of them changes what a trial computes."""
 
 Report = Callable[[SweepFolder], tuple[str, list[Path]]]
@@ -56,20 +57,22 @@ def run_sweep(
     Raises `UsageError` when another driver has it, or when it exists with other settings; nothing is written then.
     """
     folder, resolved = home.sweep(config.name), dump(config)
+    if config.parallel.strategy != "one":
+        raise UsageError("parallel.strategy: a trial of a sweep is one process; `lclab train` runs ddp and fsdp")
     _refuse_changes(folder, resolved)
     _refuse_size(config)
     say("Corpus: building or reusing tokenizer and shards")
     corpus = _corpus(config, home, folder)
-    check_fit(corpus, config.recipe)
+    check_fit(corpus, config.recipe, config.parallel)
     with folder.locked():
         folder.config.write_text(resolved)
-        folder.corpus.write_text(corpus.folder.name)
+        folder.corpus.write_text(_known_as(corpus, home))
         ledger = Ledger(config, home.study_url)
         ledger.plan()
 
         def job(trial: Assignment) -> Job:
             spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, str(corpus.folder.resolve()))
-            return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve())
+            return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve(), config.parallel)
 
         view = MlflowView(ledger, home, corpus, resolved)
         if not ledger.finished():
@@ -82,6 +85,11 @@ def run_sweep(
         note, files = report(folder)
         view.close(note, files)
     return Outcome(folder, frame, note, stopped=not ledger.finished())
+
+
+def _known_as(corpus: Corpus, home: Home) -> str:
+    """Its name among the home's corpora; the path of one that is elsewhere."""
+    return corpus.folder.name if corpus.folder.parent == home.corpora else str(corpus.folder.resolve())
 
 
 def _corpus(config: SweepConfig, home: Home, folder: SweepFolder) -> Corpus:

@@ -154,9 +154,8 @@ class MlflowView:
     def _dataset(self) -> DatasetInput:
         manifest = self._corpus.manifest
         source = json.dumps({"source": manifest["config"]["source"], "folder": str(self._corpus.folder)})
-        name, digest = self._corpus.folder.name.rsplit("-", 1)
         profile = json.dumps(manifest["counts"])
-        dataset = Dataset(name, digest, "local", source, profile=profile)
+        dataset = Dataset(manifest["name"], manifest["hash"][:12], "local", source, profile=profile)
         return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
@@ -177,6 +176,8 @@ def _metrics(trial: FrozenTrial, results: list[RungResult]) -> Iterator[Metric]:
         for task, loss in result.heldout.loss.items():
             yield point(f"heldout_{task}", loss, result.tokens)
             yield point(f"heldout_{task}_accuracy", result.heldout.accuracy[task], result.tokens)
+            for first, far in result.heldout.distance[task]:
+                yield point(f"heldout_{task}_from_{first}", far, result.tokens)
         yield point("tokens_per_second", result.tokens / result.seconds, result.tokens)
 
 

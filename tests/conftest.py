@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.corpus import Corpus, CorpusConfig, prepare
+from trainer.corpus import Corpus
+from trainer.prepare import CorpusConfig, prepare
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 torch.set_num_threads(1)

@@ -1,44 +1,89 @@
-"""The Lightning module: one design, its loss and its optimizer.
+"""The Lightning module: one design, its loss, its optimizer and its evaluation.
 
 Shapes: P scored positions.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from search_space.compressor import Compressor, Size
 from search_space.design import Design
 from search_space.layout import Batch
-from trainer import optim
+from trainer import optim, scaling
+from trainer.evaluate import Scores, summarise
+from trainer.parallel import Parallel
 from trainer.recipe import Recipe
+from trainer.strategies import shard
+from trainer.trial import Heldout
 
 __all__ = ["CompressorModule"]
 
 
 class CompressorModule(LightningModule):
-    """Trains `design` by `recipe`; the weights at the start depend on `seed` alone."""
+    """Trains `design` by `recipe`; the weights at the start depend on `seed` alone.
 
-    def __init__(self, design: Design, size: Size, recipe: Recipe, seed: int) -> None:
+    step_loss: of the last step, nats per scored token over all ranks and accumulated batches. heldout: of the last
+    validation.
+    """
+
+    def __init__(self, design: Design, size: Size, recipe: Recipe, seed: int, parallel: Parallel | None = None) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.parallel = recipe, parallel or Parallel()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model = Compressor(design, size)
+        scaling.rescale(self.model, recipe.optim.scaling)
+        self.model.checkpoint_activations(self.parallel.recompute)
+        self.step_loss = torch.zeros(())
+        self.heldout = Heldout({}, {}, {}, {})
+        self._totals: list[Tensor] = []  # (loss, tokens) of the step's batches
+        self._scores: list[Scores] = []
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per scored position: cross-entropy in nats (P,), and whether the likeliest token is right (P,)."""
-        logits_PV = self.model(batch).float()
-        return F.cross_entropy(logits_PV, batch.target_P, reduction="none"), logits_PV.argmax(-1) == batch.target_P
+    def configure_model(self) -> None:
+        if self.parallel.strategy == "fsdp":
+            assert self.device_mesh is not None, "the strategy has set it"
+            shard(self.model, self.device_mesh)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Mean over all scored positions of the step, so that every token weighs the same."""
-        return F.cross_entropy(self.model(batch).float(), batch.target_P)
+        """Sum over the scored positions; `configure_gradient_clipping` divides by their number in the whole step."""
+        loss = self.model.loss(batch)
+        self._totals.append(torch.stack([loss.detach(), loss.new_tensor(len(batch.target_P))]))
+        return loss * self.trainer.accumulate_grad_batches  # which Lightning divides by
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
+        """Every token of the step weighs the same, on whichever rank and in whichever batch it was."""
+        total, tokens = torch.stack(self._totals).sum(0)
+        self._totals.clear()
+        ranks = self.trainer.world_size
+        if ranks > 1:
+            both = torch.stack([total, tokens])
+            dist.all_reduce(both)
+            total, tokens = both
+        self.step_loss = total / tokens
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, ranks / tokens)  # ranks average what they have
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.optim.clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if not self._totals:  # the step is over; gradients need not wait for the next one
+            self.zero_grad(set_to_none=True)
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        loss, right = self.model.scores(batch)
+        self._scores.append(Scores(loss, right, batch.task_P, batch.document_P, batch.offset_P))
+
+    def on_validation_epoch_end(self) -> None:
+        self.heldout = summarise(self._scores)
+        self._scores.clear()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = optim.build(self.model, self.recipe)
+        optimizer = optim.build(self.model, self.recipe.optim)
         scheduler = LambdaLR(optimizer, self.recipe.rate_at)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

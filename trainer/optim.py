@@ -1,19 +1,105 @@
-"""Muon for the matrices of the layers, AdamW for everything else, as one optimizer.
+"""The optimizer: Muon for the matrices of the layers and AdamW for everything else, or AdamW alone.
 
 Both are torch's own. They are joined so that Lightning sees one optimizer: one step count, one clipping, one
 schedule, one state to save.
 """
 
-from typing import Any
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from search_space.compressor import matrices
-from trainer.recipe import Recipe
+from search_space.compressor import Compressor, matrices
+from search_space.errors import UsageError
+from trainer.scaling import Scaling, factors
 
-__all__ = ["MuonAdamW", "build"]
+__all__ = ["MuonAdamW", "OptimConfig", "PartConfig", "ShardedMuon", "build"]
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """What one part of the compressor has of its own; None is what all have. A weight of rate 0 is frozen."""
+
+    muon_rate: float | None = None
+    adamw_rate: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """kind: `muon` trains the weights of linear layers by Muon and the rest by AdamW, `adamw` all by AdamW.
+    muon_rate, adamw_rate: peak rates; beta1, beta2, eps: of AdamW.
+    weight_decay: of the weights of linear layers alone; norms, biases, embeddings and an untied head have none.
+    clip: largest norm of all gradients together.
+    scaling: `mup` carries rates and initial scales from the base size to others (see `trainer.scaling`); `none` takes
+        the rates as they are.
+    encoder, adapter, decoder: where a part differs. The pooling goes with the adapter, a tied embedding with the
+        decoder.
+    """
+
+    kind: Literal["muon", "adamw"] = "muon"
+    muon_rate: float = 0.01
+    adamw_rate: float = 0.006
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0
+    scaling: Scaling = "mup"
+    encoder: PartConfig = field(default_factory=PartConfig)
+    adapter: PartConfig = field(default_factory=PartConfig)
+    decoder: PartConfig = field(default_factory=PartConfig)
+
+    def check(self) -> None:
+        """Raise `UsageError` for the first field that cannot be."""
+        for name in ("muon_rate", "adamw_rate", "eps", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"recipe.optim.{name}: {getattr(self, name)} is not a number above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"recipe.optim.{name}: {getattr(self, name)} is not from 0 to below 1")
+        not_below_0 = {"weight_decay": self.weight_decay}
+        for part in ("encoder", "adapter", "decoder"):
+            not_below_0 |= {f"{part}.{name}": value for name, value in vars(getattr(self, part)).items()}
+        for name, value in not_below_0.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"recipe.optim.{name}: {value} is not a number of at least 0")
+
+    def of(self, part: Literal["encoder", "adapter", "decoder"]) -> PartConfig:
+        """The peak rates and the weight decay of a part, none of them None."""
+        own = vars(getattr(self, part))
+        return PartConfig(**{name: getattr(self, name) if own[name] is None else own[name] for name in own})
+
+
+class ShardedMuon(Muon):
+    """Torch's Muon, which takes DTensors but rounds in their shards: here each sharded matrix is gathered for the
+    orthogonalisation, so that a sharded step equals the unsharded one. Momentum stays sharded."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if not any(isinstance(weight, DTensor) for group in self.param_groups for weight in group["params"]):
+            return super().step(closure)
+        assert closure is None, "a sharded step takes no closure"
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._step_sharded(weight, weight.grad, group)
+
+    def _step_sharded(self, weight: DTensor, gradient: DTensor, group: dict[str, Any]) -> None:
+        momentum = group["momentum"]
+        buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(gradient))
+        buffer.lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(buffer, momentum)
+        assert isinstance(update, DTensor)
+        whole = nn.Parameter(torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device))
+        whole.grad = update.full_tensor()
+        Muon([whole], group["lr"], weight_decay=0.0, momentum=0.0, nesterov=False).step()  # from 0 to the update
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(distribute_tensor(whole.detach(), weight.device_mesh, weight.placements, src_data_rank=None))
 
 
 class MuonAdamW(Optimizer):
@@ -45,13 +131,39 @@ class MuonAdamW(Optimizer):
         return loss
 
 
-def build(model: nn.Module, recipe: Recipe) -> MuonAdamW:
-    """The optimizer of `recipe`. Weights of linear layers go to Muon; embeddings, an untied head, norms and biases to
-    AdamW, without weight decay."""
-    for_muon = matrices(model)
-    chosen = {id(p) for p in for_muon}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return MuonAdamW(
-        Muon(for_muon, lr=recipe.muon_rate, weight_decay=recipe.weight_decay),
-        AdamW(rest, lr=recipe.adamw_rate, betas=(0.9, 0.95), weight_decay=0.0),
+def build(model: Compressor, config: OptimConfig) -> Optimizer:
+    """The optimizer of `config`, one group per rate and weight decay. Weights of rate 0 stop asking for a gradient.
+
+    Raises `UsageError` where nothing is left to train.
+    """
+    scale = factors(model, config.scaling)
+    linear = {id(w) for w in matrices(model)}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for name, weight in model.named_parameters():
+        part, is_linear = config.of(_part(name)), id(weight) in linear
+        by_muon = is_linear and config.kind == "muon"
+        peak, factor = (part.muon_rate, scale[name].muon) if by_muon else (part.adamw_rate, scale[name].adamw)
+        assert peak is not None and part.weight_decay is not None
+        # A step decays by rate times weight decay, which the rule leaves as it is.
+        decay = part.weight_decay / factor if is_linear else 0.0
+        if peak == 0:
+            weight.requires_grad_(False)
+        else:
+            groups.setdefault((by_muon, peak * factor, decay), []).append(weight)
+    muon, adamw = (
+        [{"params": weights, "lr": rate, "weight_decay": d} for (m, rate, d), weights in groups.items() if m is by_muon]
+        for by_muon in (True, False)
     )
+    if not groups:
+        raise UsageError(f"recipe.optim: every rate of {model.design.name} is 0, which leaves nothing to train")
+    optimizers: list[Any] = [ShardedMuon(muon)] if muon else []
+    optimizers += [AdamW(adamw, betas=(config.beta1, config.beta2), eps=config.eps)] if adamw else []
+    return MuonAdamW(*optimizers) if len(optimizers) == 2 else optimizers[0]
+
+
+def _part(name: str) -> Literal["encoder", "adapter", "decoder"]:
+    """Which part a weight belongs to, by its name in `Compressor`."""
+    top, _, rest = name.partition(".")
+    if top == "phase":
+        return _part(rest)
+    return "encoder" if top == "encoder" else "decoder" if top == "decoder" else "adapter"

@@ -3,12 +3,16 @@
 What a call leaves in the trial's folder: `step-*.safetensors` (the two newest checkpoints) and `rung-K.json` for each
 rung reached. Calling again continues from the newest good checkpoint, bit for bit as if it had not stopped; a rung
 already reached is read back, not trained again.
+
+With several ranks each of them calls it; the first one writes.
 """
 
 import logging
 import math
 import time
 import warnings
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +24,89 @@ from torch.utils.data import DataLoader
 from search_space.layout import Batch
 from trainer import checkpoint
 from trainer.corpus import Corpus
-from trainer.evaluate import evaluate
+from trainer.heldout import heldout_batches
 from trainer.module import CompressorModule
+from trainer.parallel import Parallel
+from trainer.patient import Patient
 from trainer.recipe import Recipe, precision_of
-from trainer.stream import Steps, TrainingSamples, heldout_batches
-from trainer.trial import Diverged, Interrupted, Progress, RungResult, TrialSpec
+from trainer.strategies import lightning_strategy
+from trainer.stream import Microbatches, TrainingSamples
+from trainer.trial import Diverged, Interrupted, OutOfMemory, Progress, RungResult, TrialSpec
 
 __all__ = ["pretrain"]
 
 CURVE_POINTS = 60  # per trial
 KEPT = 2  # checkpoints: the newest, and the one before it should the newest be damaged
+# What torch says for CUDA, for its CPU allocator, and for oneDNN, whose kernels take memory of their own.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
 
 
-def pretrain(spec: TrialSpec, folder: Path, rung: int, progress: Progress = lambda step, tokens: True) -> RungResult:
+def pretrain(
+    spec: TrialSpec,
+    folder: Path,
+    rung: int,
+    progress: Progress = lambda step, tokens: True,
+    parallel: Parallel | None = None,
+    device: torch.device | None = None,
+) -> RungResult:
     """Train to the end of `rung` and evaluate there.
 
-    Raises `Diverged`, or `Interrupted` when `progress` returned False; either way `folder` holds what the next call
-    needs.
+    device: of this rank, where whoever started the process has chosen it.
+    Raises `Diverged`, `OutOfMemory`, `Stalled`, or `Interrupted` when `progress` returned False; in every case `folder`
+    holds what the next call needs.
     """
     reached = RungResult.path(folder, rung)
     if reached.exists():
         return RungResult.load(reached)
-    folder.mkdir(parents=True, exist_ok=True)
-    for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
-        scratch.unlink(missing_ok=True)
     _quiet()
+    parallel = parallel or Parallel()
     corpus = Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
-    samples = TrainingSamples(corpus.train, spec.recipe, spec.seed)
-    documents = list(heldout_batches(corpus, spec.recipe, spec.design, spec.size))
-    module = CompressorModule(spec.design, spec.size, spec.recipe, spec.seed)
+    samples = TrainingSamples(corpus, spec.recipe, spec.seed)
     clock = _Clock(spec, samples, folder, rung, progress)
-    start, clock.recovered = checkpoint.newest(folder, clock.stop)
-    trainer = _trainer(spec.recipe, clock)
-    first = checkpoint.step_of(start) if start else 0
-    if start is None or first < clock.stop:
-        steps = Steps(samples, spec.design, spec.size, corpus.specials, first)
-        trainer.fit(module, DataLoader(steps, batch_size=None), ckpt_path=start, weights_only=False)
-    else:  # killed between the rung's checkpoint and its evaluation
-        trainer.strategy.connect(module)
-        state = checkpoint.read(start)
-        module.load_state_dict(state["state_dict"])
-        clock.load_state_dict(state["callbacks"][clock.state_key])
-    if clock.interrupted:
-        raise Interrupted(f"stopped at step {clock.step}")
-    module.trainer = trainer
-    heldout = evaluate(module, documents)
-    if not all(map(math.isfinite, heldout.loss.values())):
-        raise Diverged(f"held-out loss is {heldout.loss} at step {clock.step}")
+    with _memory(clock):
+        module = CompressorModule(spec.design, spec.size, spec.recipe, spec.seed, parallel)
+        trainer = _trainer(spec.recipe, clock, parallel, device)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
+                scratch.unlink(missing_ok=True)
+        start, clock.recovered = checkpoint.newest(folder, clock.stop)
+        first = checkpoint.step_of(start) if start else 0
+        if first < clock.stop:
+            ranks = (parallel.accumulate, trainer.global_rank, parallel.ranks)
+            steps = Microbatches(samples, spec.design, spec.size, corpus.specials, first, *ranks)
+            loader = DataLoader(steps, batch_size=None, num_workers=parallel.loaders)
+            with closing(Patient(loader, parallel.patience)) as batches:
+                trainer.fit(module, batches, ckpt_path=start, weights_only=False)
+            if clock.interrupted:
+                raise Interrupted(f"stopped at step {clock.step}")
+            start = None
+        else:  # killed between the rung's checkpoint and its evaluation
+            assert start is not None
+            clock.load_state_dict(checkpoint.read(start)["callbacks"][clock.state_key])
+        heldout: Any = heldout_batches(corpus, spec.recipe, spec.design, spec.size, trainer.global_rank, parallel.ranks)
+        trainer.validate(module, DataLoader(heldout, batch_size=None), start, verbose=False, weights_only=False)
+    if not all(map(math.isfinite, module.heldout.loss.values())):
+        raise Diverged(f"held-out loss is {module.heldout.loss} at step {clock.step}")
+    curve = clock.curve
     result = RungResult(
-        rung, clock.step, clock.tokens(), clock.seconds, clock.curve[-1][1], heldout, clock.curve, clock.recovered
+        rung, clock.step, clock.tokens(), clock.seconds, curve[-1][1], module.heldout, curve, clock.recovered
     )
-    result.save(folder)
+    if trainer.is_global_zero:
+        result.save(folder)
+    trainer.strategy.barrier()  # until it is written
     return result
+
+
+@contextmanager
+def _memory(clock: "_Clock") -> Generator[None]:
+    """Name the error that torch has for each of its allocators, and Python for its own."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        raise OutOfMemory(f"out of memory after step {clock.step}: {' '.join(str(error).split())[:200]}") from error
 
 
 class _Clock(Callback):
@@ -82,7 +117,7 @@ class _Clock(Callback):
         self.stop = spec.recipe.rung_steps()[rung - 1]
         self.recipe = spec.recipe
         self.every = max(1, spec.recipe.steps // CURVE_POINTS)
-        self.raw_tokens = samples.raw_tokens(self.stop)
+        self._samples = samples
         self.step, self.seconds, self.interrupted = 0, 0.0, False
         self.curve: list[tuple[int, float, float]] = []
         self.recovered: list[str] = []
@@ -90,7 +125,7 @@ class _Clock(Callback):
         self._since = 0.0
 
     def tokens(self) -> int:
-        return int(self.raw_tokens[self.step - 1])
+        return self._samples.raw_tokens(self.step)
 
     def state_dict(self) -> dict[str, Any]:
         pending = torch.stack(self._losses) if self._losses else torch.zeros(0)
@@ -106,14 +141,22 @@ class _Clock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if trainer.global_step == self.step:  # a batch of a step that goes on
+            return
         self.step += 1
-        self._losses.append(outputs["loss"].detach())
+        assert isinstance(pl_module, CompressorModule)
+        self._losses.append(pl_module.step_loss.detach().clone())
         if self.step % self.every == 0 or self.step == self.stop:
             self._mark()
-        self.interrupted = not self.progress(self.step, self.tokens()) and self.step < self.stop
+        self.interrupted = self._wants_to_stop(trainer) and self.step < self.stop
         if self.step % self.recipe.checkpoint_every == 0 or self.step == self.stop or self.interrupted:
             self._checkpoint(trainer)
         trainer.should_stop = self.interrupted
+
+    def _wants_to_stop(self, trainer: Trainer) -> bool:
+        """Whether any rank was asked to."""
+        wish = not self.progress(self.step, self.tokens())
+        return trainer.strategy.reduce_boolean_decision(wish, all=False) if trainer.world_size > 1 else wish
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds = self._elapsed()
@@ -131,20 +174,24 @@ class _Clock(Callback):
 
     def _checkpoint(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / f"step-{self.step:09d}.safetensors", weights_only=False)
-        for old in sorted(self.folder.glob("step-*.safetensors"), key=checkpoint.step_of)[:-KEPT]:
-            old.unlink(missing_ok=True)
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.safetensors"), key=checkpoint.step_of)[:-KEPT]:
+                old.unlink(missing_ok=True)
 
 
-def _trainer(recipe: Recipe, clock: _Clock) -> Trainer:
+def _trainer(recipe: Recipe, clock: _Clock, parallel: Parallel, device: torch.device | None) -> Trainer:
     return Trainer(
-        accelerator="auto",
-        devices=1,
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        strategy=lightning_strategy(parallel, device),
+        devices=parallel.devices,
+        num_nodes=parallel.nodes,
         max_steps=clock.stop,
+        accumulate_grad_batches=parallel.accumulate,
         precision=precision_of(recipe),
-        gradient_clip_val=recipe.clip,
         callbacks=[clock],
         plugins=[checkpoint.SafetensorsIO()],
         logger=False,
+        use_distributed_sampler=False,  # `Microbatches` divides a step
         enable_checkpointing=False,  # `_Clock` decides when
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -155,5 +202,6 @@ def _quiet() -> None:
     """Lightning's advice is for people who call it by hand."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for advice in ("does not have many workers", "Mismatch dtype between input", "not resumable", "LeafSpec"):
+    known = ("does not have many workers", "Mismatch dtype between", "not resumable", "LeafSpec", "no `val_dataloader`")
+    for advice in known:
         warnings.filterwarnings("ignore", f".*{advice}.*")

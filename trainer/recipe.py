@@ -5,12 +5,14 @@ raw tokens. Rungs are annealed (WSD-S): warm-up, constant, and a short decay bef
 from there at the constant rate, since rankings flip while the rate decays.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from search_space.errors import UsageError
+from trainer.optim import OptimConfig
 
 __all__ = ["Recipe", "Stage", "precision_of"]
 
@@ -29,12 +31,17 @@ class Stage:
 class Recipe:
     """steps: optimizer steps of a full trial.
     rungs: where trials are compared, as shares of `steps`; the last is 1.
-    decay: share of a rung's own steps, counted from the previous rung, in which the rate decays to `floor`.
-    piece: raw tokens of one stretch of a document; pieces: how many make a step.
-    curriculum: span length by progress; the last stage ends at 1.
-    parallel: share of reconstructions in which the decoder's own inputs are masked.
-    continuation: share of pieces that are interleaved (wrapped, raw, ...) and scored on raw tokens.
-    muon_rate: peak rate of Muon, for matrices; adamw_rate: of AdamW, for the rest.
+    decay: share of a rung's own steps, counted from the previous rung, in which the rate decays to `floor`;
+    decay_shape: how. One rung with decay = 1 - warmup and `cosine` is the usual cosine schedule.
+    piece: raw tokens of one stretch of a document, at most; a step has `pieces` times as many, give or take a piece.
+    mixture: share of a step's tokens by source of the corpus; as large as the sources are, where it is empty.
+    format: what is made of a piece. `spans` is for small models: wrapped spans of the curriculum's length.
+        `published` wraps by the rules of paper section 3, which know the document's length and a chat's messages.
+    continuation: share of pieces that are interleaved (wrapped, raw, ...) and scored on raw tokens; the others are
+        reconstructed.
+    curriculum: `spans`: span length by progress; the last stage ends at 1.
+    parallel: `spans`: share of reconstructions in which the decoder's own inputs are masked.
+    optim: the optimizer and its peak rates.
     precision: `auto` is bfloat16 where the hardware multiplies in it, else float32.
     documents: held-out documents, one span each; the same for every trial.
     checkpoint_every: steps between checkpoints.
@@ -44,16 +51,16 @@ class Recipe:
     rungs: list[float] = field(default_factory=lambda: [0.5, 1.0])
     warmup: float = 0.05
     decay: float = 0.1
+    decay_shape: Literal["linear", "cosine"] = "linear"
     floor: float = 0.02
     piece: int = 128
     pieces: int = 6
+    mixture: dict[str, float] = field(default_factory=dict)
+    format: Literal["spans", "published"] = "spans"
     curriculum: list[Stage] = field(default_factory=lambda: [Stage(0.35, 32), Stage(0.6, 64), Stage(1.0, 128)])
     parallel: float = 0.5
     continuation: float = 0.0
-    muon_rate: float = 0.01
-    adamw_rate: float = 0.006
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    optim: OptimConfig = field(default_factory=OptimConfig)
     precision: Precision = "auto"
     documents: int = 48
     checkpoint_every: int = 100
@@ -66,9 +73,9 @@ class Recipe:
         for name in ("warmup", "decay", "floor", "parallel", "continuation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"recipe.{name}: {getattr(self, name)} is not between 0 and 1")
-        for name in ("muon_rate", "adamw_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"recipe.{name}: {getattr(self, name)} is not above 0")
+        self.optim.check()
+        if any(weight <= 0 for weight in self.mixture.values()):
+            raise UsageError(f"recipe.mixture: {dict(self.mixture)} has a share that is not above 0")
         _ascending("recipe.rungs", self.rungs)
         _ascending("recipe.curriculum", [s.until for s in self.curriculum])
         if any(s.span < 2 for s in self.curriculum):  # of two tokens one is wrapped and one raw
@@ -91,7 +98,9 @@ class Recipe:
         for end in self.rung_steps():
             if step < end:
                 decay = max(1, round(self.decay * (end - start)))
-                annealed = 1 - (1 - self.floor) * max(0.0, (step + 1 - (end - decay)) / decay)
+                done = max(0.0, (step + 1 - (end - decay)) / decay)
+                shaped = done if self.decay_shape == "linear" else (1 - math.cos(math.pi * done)) / 2
+                annealed = 1 - (1 - self.floor) * shaped
                 return min(annealed, (step + 1) / warmup)
             start = end
         return self.floor

@@ -1,10 +1,14 @@
 """What is read at which step: a pure function of (corpus, recipe, seed, step), the same for every design.
 
-Documents are cut into pieces; each epoch visits all pieces in an order of its own; a step takes the next few. Since
-any step can be made from its number alone, a resumed run reads on exactly where it was, with any number of workers.
+Documents are cut into pieces. Each source of the corpus is an endless stream of its pieces, in a new order every
+epoch; a step takes from each the pieces that begin in the next stretch of it, as long as the mixture says. Since any
+step can be made from its number alone, a resumed run reads on exactly where it was, with any number of loader workers;
+and since the step is divided among the ranks only afterwards, it holds the same samples for any number of them.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
@@ -16,129 +20,222 @@ from search_space.compressor import Size
 from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.layout import Batch, Sample, Specials, Task, lay_out
+from trainer import interleave
 from trainer.corpus import Corpus, Split
 from trainer.recipe import Recipe
 
-__all__ = ["Steps", "TrainingSamples", "check_fit", "heldout_batches", "heldout_samples"]
+__all__ = ["Microbatches", "Piece", "TrainingSamples", "continued", "prompted", "prompts", "takes_groups"]
 
 Ints = NDArray[np.int64]
 SHORTEST = 16  # tokens; a document's last piece is dropped below this
-_HELDOUT_SEED = 20_260_609
+MIXED = 2**30  # tokens of a split up to which its pieces are mixed as a whole; 4 GB of shards
+SHARDS_AT_ONCE = 16  # whose pieces are mixed above that, so that what is read is near together
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document, as it comes up in some epoch."""
+
+    document: int
+    start: int
+    length: int
+    epoch: int
+
+
+class Source:
+    """The pieces of one source as an endless stream, one epoch after another."""
+
+    def __init__(self, split: Split, number: int, piece: int, seed: int) -> None:
+        documents = np.flatnonzero(split.source == number)
+        at, self._start, self._length = _pieces(split.lengths[documents], piece)
+        self._document = documents[at]
+        self._shard = split.shard[self._document] if split.lengths.sum() > MIXED else np.zeros_like(at)
+        self._seed = (seed, number)
+        self.tokens = int(self._length.sum())
+        self.longest = int(self._length.max(initial=0))
+
+    @lru_cache(maxsize=2)  # noqa: B019  (lives as long as the trial)
+    def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
+        """The order of the pieces and, in it, where each ends.
+
+        A large one is shuffled by shards, and piece by piece among a few shards.
+        """
+        rng = np.random.default_rng([*self._seed, epoch])
+        order = rng.permutation(len(self._length))
+        shards = rng.permutation(int(self._shard.max()) + 1) // SHARDS_AT_ONCE
+        order = order[np.argsort(shards[self._shard[order]], kind="stable")]
+        return order, np.cumsum(self._length[order])
+
+    def between(self, start: int, stop: int) -> Iterator[Piece]:
+        """The pieces whose first token is in [start, stop) of the stream."""
+        for epoch in range(start // self.tokens, -(-stop // self.tokens)):
+            order, end = self._epoch(epoch)
+            begin = end - self._length[order]
+            a, b = np.searchsorted(begin, [start - epoch * self.tokens, stop - epoch * self.tokens])
+            for i in order[a:b].tolist():
+                yield Piece(int(self._document[i]), int(self._start[i]), int(self._length[i]), epoch)
+
+    def seen(self, stop: int) -> int:
+        """Tokens of the pieces that begin before `stop`."""
+        epoch, rest = divmod(stop, self.tokens)
+        order, end = self._epoch(epoch)
+        before = int(np.searchsorted(end - self._length[order], rest))
+        return epoch * self.tokens + (int(end[before - 1]) if before else 0)
 
 
 class TrainingSamples:
-    """The samples of each step. Raises `UsageError` when the corpus is too small for one step."""
+    """The samples of each step.
 
-    def __init__(self, split: Split, recipe: Recipe, seed: int) -> None:
-        self.split, self.recipe, self.seed = split, recipe, seed
-        self.documents, self.starts, self.lengths = _pieces(split.lengths, recipe.piece)
-        if len(self.documents) < recipe.pieces:
-            raise UsageError(
-                f"corpus.source: {len(self.documents)} pieces of {recipe.piece} tokens are too few for a step of "
-                f"{recipe.pieces}; give more text or lower recipe.pieces"
-            )
-        self._per_epoch = len(self.documents) // recipe.pieces
-        self._epoch = -1
-        self._order: Ints = np.empty(0, np.int64)
-
-    def pieces_of(self, step: int) -> Ints:
-        """Which pieces make `step`, counted from 0."""
-        epoch, at = divmod(step, self._per_epoch)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
-            self._epoch = epoch
-        return self._order[at * self.recipe.pieces : (at + 1) * self.recipe.pieces]
-
-    def raw_tokens(self, steps: int) -> Ints:
-        """Raw tokens seen after each of the first `steps` steps."""
-        return np.cumsum([int(self.lengths[self.pieces_of(s)].sum()) for s in range(steps)])
-
-    def __call__(self, step: int) -> list[Sample]:
-        rng = np.random.default_rng([self.seed, 1, step])
-        span = self.recipe.span_at(step)
-        samples: list[Sample] = []
-        for piece in self.pieces_of(step):
-            document, start, length = (int(a[piece]) for a in (self.documents, self.starts, self.lengths))
-            tokens = self.split[document][start : start + length].astype(np.int64)
-            if rng.random() < self.recipe.continuation:
-                samples.append(Sample(tokens, interleave(length, span, rng), "continue", document))
-            else:
-                samples.extend(self._reconstructions(tokens, span, rng, document))
-        return samples
-
-    def _reconstructions(self, tokens: Ints, span: int, rng: np.random.Generator, document: int) -> Iterator[Sample]:
-        for start in range(0, len(tokens), span):
-            task: Task = "parallel" if rng.random() < self.recipe.parallel else "reconstruct"
-            yield Sample(tokens[start : start + span], (), task, document)
-
-
-def interleave(length: int, span: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """Cuts of a piece into wrapped and raw segments in turn, starting wrapped and ending raw (paper section 3).
-
-    As many pairs as spans of `span` tokens fit when half of the tokens are raw; each segment's share of the piece
-    varies by 20%.
+    Raises `UsageError` when a mixture names a source that is not there, and when the corpus is too small for a step.
     """
-    pairs = max(1, length // (2 * span))
-    shares = rng.uniform(0.8, 1.2, 2 * pairs)
-    cuts = np.round(np.cumsum(shares)[:-1] / shares.sum() * length).astype(int)
-    return tuple(int(c) for c in cuts)
+
+    def __init__(self, corpus: Corpus, recipe: Recipe, seed: int) -> None:
+        self._split, self._recipe, self._seed = corpus.train, recipe, seed
+        self._prompts = prompts(corpus) if recipe.format == "published" else []
+        self._streams = self._mix(corpus, recipe.mixture)
+        self._fewest = sum(int(self._budget * share) // s.longest for s, share in self._streams)
+        if self._fewest < 1:
+            raise UsageError(
+                f"recipe.mixture: a step of {self._budget} tokens can be without a piece of any source; "
+                "raise recipe.pieces"
+            )
+
+    @property
+    def _budget(self) -> int:
+        """Raw tokens of a step, on average."""
+        return self._recipe.piece * self._recipe.pieces
+
+    def _mix(self, corpus: Corpus, mixture: dict[str, float]) -> list[tuple[Source, float]]:
+        """The sources with their shares of a step's tokens: of `mixture`, or by their size where it is empty."""
+        if unknown := sorted(set(mixture) - set(corpus.sources)):
+            raise UsageError(f"recipe.mixture: {unknown[0]!r} is not one of {', '.join(corpus.sources)}")
+        names = list(mixture) or corpus.sources
+        sources = {n: Source(self._split, corpus.sources.index(n), self._recipe.piece, self._seed) for n in names}
+        if empty := [name for name, source in sources.items() if mixture and not source.tokens]:
+            raise UsageError(f"recipe.mixture: {empty[0]!r} has no piece of at least {SHORTEST} tokens in training")
+        total = sum(s.tokens for s in sources.values())
+        if total < self._budget:
+            raise UsageError(
+                f"corpus.source: {total} tokens of text in pieces of {self._recipe.piece} are too few for a step of "
+                f"{self._budget}; give more text or lower recipe.pieces"
+            )
+        weights = {name: mixture.get(name, source.tokens) for name, source in sources.items() if source.tokens}
+        return [(sources[name], weight / sum(weights.values())) for name, weight in weights.items()]
+
+    def check_parts(self, accumulate: int, ranks: int) -> None:
+        """Raise `UsageError` where a step can have fewer pieces than parts."""
+        if self._fewest < accumulate * ranks:
+            raise UsageError(
+                f"parallel.accumulate: {accumulate} batches on each of {ranks} ranks are more than the {self._fewest} "
+                "pieces that a step has at least; raise recipe.pieces"
+            )
+
+    def raw_tokens(self, steps: int) -> int:
+        """Raw tokens seen after `steps` steps."""
+        return sum(s.seen(self._edge(steps, share)) for s, share in self._streams)
+
+    def _edge(self, step: int, share: float) -> int:
+        """Where in a source's stream `step` begins."""
+        return int(step * self._budget * share)
+
+    def pieces(self, step: int) -> list[Piece]:
+        """What is read in `step`, counted from 0."""
+        return [p for s, w in self._streams for p in s.between(self._edge(step, w), self._edge(step + 1, w))]
+
+    def __call__(self, step: int, rank: int = 0, ranks: int = 1) -> list[Sample]:
+        """The samples of `step`, or of the share of it that is `rank`'s."""
+        span = self._recipe.span_at(step)
+        pieces = share_out(self.pieces(step), ranks)[rank] if ranks > 1 else self.pieces(step)
+        return [sample for piece in pieces for sample in self._samples(piece, span)]
+
+    def _samples(self, piece: Piece, span: int) -> Iterator[Sample]:
+        """What is made of a piece depends on nothing but seed, epoch, piece and, in the curriculum, the span."""
+        rng = np.random.default_rng([self._seed, 1, piece.epoch, piece.document, piece.start])
+        tokens = self._split[piece.document][piece.start : piece.start + piece.length].astype(np.int64)
+        goes_on = rng.random() < self._recipe.continuation
+        if self._recipe.format == "published" and goes_on:
+            yield continued(self._split, piece, tokens, rng)
+        elif self._recipe.format == "published":
+            prompt = self._prompts[rng.integers(len(self._prompts))]
+            yield prompted(tokens[: interleave.TRAINABLE], prompt, piece.document)
+        elif goes_on:
+            yield Sample(tokens, interleave.curriculum(len(tokens), span, rng), "continue", piece.document)
+        else:
+            for start in range(0, len(tokens), span):
+                task: Task = "parallel" if rng.random() < self._recipe.parallel else "reconstruct"
+                yield Sample(tokens[start : start + span], (), task, piece.document)
 
 
-class Steps(IterableDataset[Batch]):
-    """The steps from `start` on, without end, each as the batch of one design.
+def continued(split: Split, piece: Piece, tokens: Ints, rng: np.random.Generator) -> Sample:
+    """`tokens` interleaved by the published rule for what they are: a chat, or text."""
+    cuts: tuple[int, ...] = ()
+    if split.chat[piece.document]:
+        stop = piece.start + len(tokens)
+        whole = ((role, max(a, piece.start), min(b, stop)) for role, a, b in split.messages(piece.document))
+        messages = [(role, a - piece.start, b - piece.start) for role, a, b in whole if a < b]
+        cuts = interleave.chat(messages, len(tokens), rng)
+    return Sample(tokens, cuts or interleave.document(len(tokens), rng), "continue", piece.document)
+
+
+def prompted(tokens: Ints, prompt: Ints, document: int) -> Sample:
+    """`tokens` compressed, a question, and `tokens` again; only these are scored."""
+    asked = len(tokens) + len(prompt)
+    return Sample(np.concatenate([tokens, prompt, tokens]), (len(tokens),), "reconstruct", document, quiet=asked)
+
+
+def share_out(pieces: list[Piece], ranks: int) -> list[list[Piece]]:
+    """`pieces` divided into parts of nearly equal length, longest first into the emptiest (Graham 1969)."""
+    parts: list[list[Piece]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for piece in sorted(pieces, key=lambda p: -p.length):
+        emptiest = held.index(min(held))
+        parts[emptiest].append(piece)
+        held[emptiest] += piece.length
+    return parts
+
+
+class Microbatches(IterableDataset[Batch]):
+    """One rank's share of the steps from `start` on, without end, each step as `accumulate` batches of one design.
 
     Loader workers take turns, which is the order in which a `DataLoader` with `batch_size=None` asks them.
+    Raises what `check_parts` raises.
     """
 
-    def __init__(self, samples: TrainingSamples, design: Design, size: Size, specials: Specials, start: int) -> None:
-        self._samples, self._design, self._specials = samples, design, specials
-        self._positions, self._start = size.of(design).positions, start
-        self._dense = _dense()
+    def __init__(
+        self,
+        samples: TrainingSamples,
+        design: Design,
+        size: Size,
+        specials: Specials,
+        start: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        samples.check_parts(accumulate, ranks)
+        self._samples, self._design, self._specials, self._start = samples, design, specials, start
+        self._positions, self._groups = size.of(design).positions, takes_groups()
+        self._accumulate, self._rank, self._ranks = accumulate, rank, ranks
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in count(self._start + first, stride):
-            yield lay_out(self._samples(step), self._design, self._specials, self._positions, self._dense)
+        for number in count(self._start * self._accumulate + first, stride):
+            step, part = divmod(number, self._accumulate)
+            samples = self._samples(step, part * self._ranks + self._rank, self._accumulate * self._ranks)
+            yield lay_out(samples, self._design, self._specials, self._positions, self._groups)
 
 
-def heldout_samples(split: Split, recipe: Recipe) -> dict[Task, list[Sample]]:
-    """Per task, one sample of each held-out document: the same stretches whatever the design and the seed."""
-    rng = np.random.default_rng(_HELDOUT_SEED)
-    documents = np.flatnonzero(split.lengths >= recipe.piece)[: recipe.documents]
-    if len(documents) < 2:
-        raise UsageError(
-            f"recipe.documents: only {len(documents)} held-out documents have {recipe.piece} tokens; "
-            "give more text, raise corpus.heldout or lower recipe.piece"
-        )
-    out: dict[Task, list[Sample]] = {"reconstruct": [], "parallel": [], "continue": []}
-    for document in documents:
-        start = int(rng.integers(split.lengths[document] - recipe.piece + 1))
-        tokens = split[int(document)][start : start + recipe.piece].astype(np.int64)
-        for task in ("reconstruct", "parallel"):
-            out[task].append(Sample(tokens, (), task, int(document)))
-        out["continue"].append(Sample(tokens, (recipe.piece // 2,), "continue", int(document)))
-    return out
-
-
-def heldout_batches(corpus: Corpus, recipe: Recipe, design: Design, size: Size) -> Iterator[Batch]:
-    """The held-out samples as batches no larger than a training step."""
-    positions, dense = size.of(design).positions, _dense()
-    for samples in heldout_samples(corpus.heldout, recipe).values():
-        for i in range(0, len(samples), recipe.pieces):
-            yield lay_out(samples[i : i + recipe.pieces], design, corpus.specials, positions, dense)
-
-
-def check_fit(corpus: Corpus, recipe: Recipe) -> None:
-    """Raise `UsageError` where the corpus has too little text for the recipe, in training or held out."""
-    TrainingSamples(corpus.train, recipe, seed=0)
-    heldout_samples(corpus.heldout, recipe)
-
-
-def _dense() -> bool:
-    """Whether attention computes what its mask forbids (see `lay_out`). Asked in the trial's own process: a forked
-    loader worker may not ask for the GPU."""
+def takes_groups() -> bool:
+    """Whether packed rows attend by groups, as they do on a CPU (see `lay_out`). Asked in the trial's own process: a
+    forked loader worker may not ask for the GPU."""
     return not torch.cuda.is_available()
+
+
+def prompts(corpus: Corpus) -> list[Ints]:
+    """The wordings of a reconstruction, as tokens."""
+    encodings = corpus.tokenizer.encode_batch([f"\n\n{p}\n\n" for p in interleave.PROMPTS], add_special_tokens=False)
+    return [np.array(e.ids, np.int64) for e in encodings]
 
 
 def _pieces(lengths: Ints, piece: int) -> tuple[Ints, Ints, Ints]:

@@ -10,7 +10,7 @@ from search_space.compressor import Size
 from search_space.design import Design
 from trainer.recipe import Recipe
 
-__all__ = ["Diverged", "Heldout", "Interrupted", "Progress", "RungResult", "TrialSpec"]
+__all__ = ["Diverged", "Heldout", "Interrupted", "OutOfMemory", "Progress", "RungResult", "Stalled", "TrialSpec"]
 
 Progress = Callable[[int, int], bool]
 """Called with (step, raw tokens seen) after every step; returning False asks to stop there."""
@@ -18,6 +18,14 @@ Progress = Callable[[int, int], bool]
 
 class Diverged(RuntimeError):
     """The loss is not a finite number any more."""
+
+
+class OutOfMemory(RuntimeError):
+    """A tensor did not fit; the trial would end so again."""
+
+
+class Stalled(RuntimeError):
+    """No batch came for too long; the machine's fault, or its file system's."""
 
 
 class Interrupted(RuntimeError):
@@ -39,11 +47,13 @@ class TrialSpec:
 class Heldout:
     """loss, accuracy: per task, mean over documents (nats per token; share of tokens guessed right).
     documents: per task, the loss of each document, in the order of the held-out set.
+    distance: per task, mean loss of the tokens from so many behind the span on, up to the next entry's.
     """
 
     loss: dict[str, float]
     accuracy: dict[str, float]
     documents: dict[str, list[float]]
+    distance: dict[str, list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class RungResult:
     def load(cls, path: Path) -> "RungResult":
         data = json.loads(path.read_text())
         data["heldout"] = Heldout(**data["heldout"])
+        for task, losses in data["heldout"].distance.items():
+            data["heldout"].distance[task] = [(first, loss) for first, loss in losses]
         data["curve"] = [(tokens, loss, rate) for tokens, loss, rate in data["curve"]]
         return cls(**data)
 

@@ -13,7 +13,12 @@ from tests.sweeps.virtual import MINI
 
 COMMANDS = {
     "demo": {"--home", "--help"},
+    "data prepare": {
+        *("--out", "--vocab", "--tokenizer", "--heldout", "--workers"),
+        *("--text-field", "--on-error", "--name", "--json", "--help"),
+    },
     "space": {"--json", "--help"},
+    "train": {"--seed", "--ray", "--home", "--json", "--help"},
     "sweep run": {"--home", "--json", "--help"},
     "sweep status": {"--home", "--json", "--help"},
     "sweep stop": {"--home", "--help"},
@@ -61,6 +66,10 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (["sweep", "stop", "nothere"], ["sweep", "nothere"]),
         (["report", "nothere"], ["sweep", "nothere"]),
         (["ui"], ["home", "no sweep", "lclab demo"]),
+        (["train", "mean-w5-causal-mlp-O0-n4", str(MINI)], ["window", "5"]),
+        (["train", "mean-w16-causal-mlp-O0-n4-dec_d64", str(MINI)], ["embeddings", "separate"]),
+        (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "parallel.devices=2"], ["parallel.strategy", "ddp or fsdp"]),
+        (["sweep", "run", str(MINI), "parallel.strategy=ddp"], ["parallel.strategy", "lclab train"]),
         (["demo", "trials=0"], ["trials", "at least 1"]),
     ],
 )

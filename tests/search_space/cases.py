@@ -89,7 +89,7 @@ def make(task: Task, length: int, cuts: tuple[int, ...] = (), document: int = 0,
 
 
 def mixture() -> list[Sample]:
-    """Every task, ragged lengths, several wrapped spans, one that ends wrapped."""
+    """Every task, ragged lengths, several wrapped spans, one that ends wrapped, one that starts raw, one question."""
     return [
         make("continue", 29, (9, 14, 25), document=0),
         make("reconstruct", 13, document=1),
@@ -97,6 +97,8 @@ def mixture() -> list[Sample]:
         make("parallel", 10, document=3),
         make("continue", 16, (3, 7), document=4),
         make("reconstruct", 1, document=5),
+        make("continue", 18, (0, 5, 12), document=6),
+        replace(make("reconstruct", 19, (8,), document=7), quiet=11),
     ]
 
 
@@ -143,9 +145,12 @@ def samples(draw: st.DrawFn, longest: int = 32) -> list[Sample]:
         task = draw(st.sampled_from(TASKS))
         length = draw(st.integers(2 if task == "continue" else 1, longest))
         cuts: tuple[int, ...] = ()
-        if task == "continue":
+        quiet = 0
+        if task == "continue" or (task == "reconstruct" and length > 1 and draw(st.booleans())):
             cuts = tuple(sorted(draw(st.sets(st.integers(1, length - 1), min_size=1, max_size=4))))
-        out.append(make(task, length, cuts, document, seed=draw(st.integers(0, 9))))
+            quiet = draw(st.integers(0, cuts[0]))  # what follows the first span is scored, so that something is
+            cuts = (0,) * (len(cuts) > 2 and draw(st.booleans())) + cuts
+        out.append(replace(make(task, length, cuts, document, seed=draw(st.integers(0, 9))), quiet=quiet))
     return out
 
 

@@ -176,7 +176,9 @@ def _elements(model: Compressor, sample: Sample, specials: Specials) -> list[Ele
     for number in range(len(edges) - 1):
         a, b = edges[number], edges[number + 1]
         if number % 2 == 1:
-            out += [Element(embedding[tokens[i]], i, raw=tokens[i]) for i in range(a, b)]
+            out += [Element(embedding[tokens[i]], i, raw=tokens[i] if i >= sample.quiet else None) for i in range(a, b)]
+            continue
+        if a == b:  # starts raw
             continue
         out.append(Element(embedding[specials.memory_start], a))
         if model.design.control == "uncompressed":
@@ -187,7 +189,7 @@ def _elements(model: Compressor, sample: Sample, specials: Specials) -> list[Ele
         out.append(Element(embedding[specials.memory_end], b - 1))
     for element, following in pairwise(out):
         element.target = following.raw
-    if sample.task != "continue":
+    if sample.task != "continue" and not sample.cuts:
         out += _asked(model, sample.task, tokens, specials)
     return out
 

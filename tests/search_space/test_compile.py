@@ -93,7 +93,7 @@ def assert_equals_eager(design: Design, compiled: Callable[[Compressor, Batch], 
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     names = [name for name, _ in model.named_parameters()]
     for name, a, b in zip(names, gradients(model, actual), gradients(model, expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"gradient of {n}: {m}")
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=3e-6, msg=lambda m, n=name: f"gradient of {n}: {m}")
 
 
 # --- one graph ------------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_the_optimizer_compiles() -> None:
     losses = []
     for compiled in (False, True):
         model = build(BASE, ONE_LAYER)
-        optimizer = optim.build(model, Recipe())
+        optimizer = optim.build(model, Recipe().optim)
         schedule, batch = LambdaLR(optimizer, lambda step: 1 / (1 + step)), batch_of(model)
         counter = CompileCounterWithBackend("eager")
         step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step

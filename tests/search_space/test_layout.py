@@ -93,7 +93,7 @@ def assert_rows_are_full(samples: list[Sample], designs: list[Design]) -> None:
     empty: dict[str, list[float]] = {"encoder": [], "decoder": []}
     stretch: dict[str, list[float]] = {"encoder": [], "decoder": []}
     for design in designs:
-        batch = lay_out(samples, design, SPECIALS, "spread", dense=False)
+        batch = lay_out(samples, design, SPECIALS, "spread")
         assert batch.encoder is not None
         for name, rows in (("encoder", batch.encoder.rows), ("decoder", batch.rows)):
             longest = int(torch.bincount(rows.segment_RT.flatten() + 1)[1:].max())
@@ -118,14 +118,15 @@ def test_less_than_two_percent_of_every_batch_is_empty(kind: str, median: int, r
 # --- what is scored -------------------------------------------------------------------------------------------------
 
 
-def scored_by_hand(batch: list[Sample]) -> list[tuple[int, int, int]]:
-    """(target, task, document): raw segments once, or the whole span when it is asked for."""
+def scored_by_hand(batch: list[Sample]) -> list[tuple[int, int, int, int]]:
+    """(target, task, document, tokens after the span): raw segments once, or the whole span when it is asked for."""
     out = []
     for sample in batch:
         edges = [0, *sample.cuts, len(sample.tokens)]
         for i, (a, b) in enumerate(pairwise(edges)):
-            if i % 2 == 1 or sample.task != "continue":
-                out += [(int(t), TASKS.index(sample.task), sample.document) for t in sample.tokens[a:b]]
+            asked = sample.task != "continue" and not sample.cuts
+            scored = range(a, b) if asked else range(max(a, sample.quiet, 1), b) if i % 2 else ()
+            out += [(int(sample.tokens[t]), TASKS.index(sample.task), sample.document, t - a) for t in scored]
     return out
 
 
@@ -139,8 +140,7 @@ def test_every_design_scores_the_same_text_in_the_same_order(
     design: Design, batch: list[Sample], where: Positions
 ) -> None:
     laid = lay_out(batch, design, SPECIALS, where)
-    assert columns(laid.target_P, laid.task_P, laid.document_P) == scored_by_hand(batch)
-    assert laid.raw_tokens == sum(len(s.tokens) for s in batch)
+    assert columns(laid.target_P, laid.task_P, laid.document_P, laid.offset_P) == scored_by_hand(batch)
     assert len(set(laid.place_P.tolist())) == len(laid.place_P)
 
 
@@ -173,7 +173,7 @@ def test_decoder_text(design: Design, batch: list[Sample]) -> None:
             expected += [(SPECIALS.memory_start, -1), *text, (SPECIALS.memory_end, -1)] if wrapped else text
         if sample.task == "parallel":
             expected += [(SPECIALS.mask, -1)] * len(sample.tokens)
-        elif sample.task == "reconstruct":
+        elif sample.task == "reconstruct" and not sample.cuts:
             expected += [(t, -1) for t in (SPECIALS.reconstruct, *sample.tokens[:-1].tolist())]
         assert [(t, j) for t, j, s in zip(token, latent, segment, strict=True) if s == number] == expected
     if laid.encoder is not None:
@@ -260,8 +260,9 @@ def test_segments_alternate() -> None:
         ("tokens", np.array(9), "^tokens: .* shape"),
         ("tokens", np.array([], int), "^tokens: .* shape"),
         ("task", "copy", "^task: 'copy' is not one of reconstruct, parallel, continue"),
-        ("task", "reconstruct", "^cuts: reconstruct wraps all"),
-        *[("cuts", c, "^cuts: .* 1 to 8$") for c in [(0,), (9,), (12,), (-1, 4), (4, 4), (5, 3), (2, 4, 3)]],
+        ("task", "parallel", "^cuts: parallel wraps all"),
+        *[("cuts", c, "^cuts: .* 0 to 8") for c in [(0,), (9,), (12,), (-1, 4), (4, 4), (5, 3), (2, 4, 3), (0, 0, 4)]],
+        ("quiet", 9, "^quiet: 9 leaves none"),
     ],
 )
 def test_a_sample_that_cannot_be_is_refused(field: str, value: Any, message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from search_space.packing import pack, ranges
+from search_space.packing import alike, pack, ranges
 
 few_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 many_equal = st.lists(st.sampled_from([1, 3, 16, 20, 64]), min_size=1, max_size=300)
@@ -15,22 +15,18 @@ far_apart = st.lists(st.integers(0, 16).map(lambda e: 2**e), min_size=1, max_siz
 any_lengths = st.one_of(few_lengths, many_equal, far_apart)
 
 
-either_way = pytest.mark.parametrize("dense", [True, False])
-
-
-def rows_of(lengths: list[int], dense: bool = False) -> tuple[int, list[list[int]]]:
+def rows_of(lengths: list[int]) -> tuple[int, list[list[int]]]:
     """The row length, and what each row holds."""
-    row, _, capacity = pack(np.array(lengths), dense)
+    row, _, capacity = pack(np.array(lengths))
     return capacity, [sorted(np.array(lengths)[row == r].tolist()) for r in range(int(row.max()) + 1)]
 
 
-@either_way
 @given(lengths=any_lengths)
 @example([1])
 @example([7] * 5)
 @example([50, 1, 1, 1])
-def test_every_sequence_has_a_place_of_its_own(dense: bool, lengths: list[int]) -> None:
-    row, offset, capacity = pack(np.array(lengths), dense)
+def test_every_sequence_has_a_place_of_its_own(lengths: list[int]) -> None:
+    row, offset, capacity = pack(np.array(lengths))
     taken = np.zeros((int(row.max()) + 1, capacity), int)
     for r, first, length in zip(row, offset, lengths, strict=True):
         assert 0 <= first <= capacity - length
@@ -49,47 +45,23 @@ def test_less_than_two_percent_is_empty(lengths: list[int]) -> None:
     assert len(rows) * capacity <= len(lengths) * max(lengths)
 
 
-def price(lengths: list[int], dense: bool) -> int:
-    """Where attention computes what its mask forbids: positions times what each pays."""
-    capacity, rows = rows_of(lengths, dense)
-    return len(rows) * capacity * (512 + capacity)
-
-
-@given(any_lengths)
-@example([74] * 3 + [42] * 9)
-def test_dense_rows_cost_least(lengths: list[int]) -> None:
-    """No more than a row for each, a single row of everything, and all that could be had with no empty position."""
-    least, longest, total = price(lengths, dense=True), max(lengths), sum(lengths)
-    assert total * (512 + longest) <= least <= min(len(lengths) * longest * (512 + longest), total * (512 + total))
-
-
-def test_dense_rows_are_as_short_as_that_pays() -> None:
-    """One document's windows with overlap: two lengths that fill no row, where full rows would be nine times longer."""
-    windows = [1280, *[1536] * 14, 1280]
-    assert rows_of(windows, dense=True)[0] == 1536
-    assert rows_of(windows, dense=False)[0] == 12032
-
-
-@either_way
 @given(lengths=any_lengths, random=st.randoms(use_true_random=False))
-def test_rows_do_not_depend_on_the_order(dense: bool, lengths: list[int], random: Random) -> None:
+def test_rows_do_not_depend_on_the_order(lengths: list[int], random: Random) -> None:
     shuffled = lengths.copy()
     random.shuffle(shuffled)
-    (one, held), (other, also_held) = rows_of(lengths, dense), rows_of(shuffled, dense)
+    (one, held), (other, also_held) = rows_of(lengths), rows_of(shuffled)
     assert one == other and sorted(held) == sorted(also_held)
 
 
-@either_way
 @given(lengths=any_lengths)
-def test_pack_repeats_itself(dense: bool, lengths: list[int]) -> None:
-    one, two = pack(np.array(lengths), dense), pack(np.array(lengths), dense)
+def test_pack_repeats_itself(lengths: list[int]) -> None:
+    one, two = pack(np.array(lengths)), pack(np.array(lengths))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-@either_way
 @given(length=st.integers(1, 40), count=st.integers(1, 200))
-def test_equal_lengths_are_left_alone(dense: bool, length: int, count: int) -> None:
-    assert rows_of([length] * count, dense) == (length, [[length]] * count)
+def test_equal_lengths_are_left_alone(length: int, count: int) -> None:
+    assert rows_of([length] * count) == (length, [[length]] * count)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +76,39 @@ def test_equal_lengths_are_left_alone(dense: bool, length: int, count: int) -> N
 )
 def test_rows_are_hardly_longer_than_needed(lengths: list[int], at_most: int) -> None:
     assert rows_of(lengths)[0] <= at_most
+
+
+def price(lengths: list[int], groups: list[int]) -> int:
+    """Every sequence as long as the first of its group: what its attention costs, and what a group does."""
+    cost, at = 0, 0
+    for count in groups:
+        cost += count * lengths[at] * (lengths[at] + 128) + 8192
+        at += count
+    assert at == len(lengths)
+    return cost
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=9), st.data())
+def test_no_other_groups_cost_less(lengths: list[int], data: st.DataObject) -> None:
+    lengths = sorted(lengths, reverse=True)
+    groups = alike(np.array(lengths)).tolist()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(lengths) - 1)))))
+    other = np.diff([0, *(c for c in cuts if c < len(lengths)), len(lengths)]).tolist()
+    assert min(groups) > 0
+    assert price(lengths, groups) <= price(lengths, other)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([64] * 40, [40]),
+        ([39] * 20 + [38, 37], [22]),
+        ([2000, 1000, 500], [1, 1, 1]),
+        ([1536] * 14 + [1280, 1280] + [200] * 3, [14, 2, 3]),
+    ],
+)
+def test_similar_lengths_are_taken_together(lengths: list[int], groups: list[int]) -> None:
+    assert alike(np.array(lengths)).tolist() == groups
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 9)), min_size=1))

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from search_space.axes.shape import QWEN3
 from search_space.compressor import Compressor, Size
 from search_space.design import Design
 from search_space.layout import lay_out
-from search_space.transformer import Block, Layers, Rows, Shape, Transformer
+from search_space.transformer import Block, Groups, Layers, Rows, Shape, Transformer
 from tests.search_space.cases import SPECIALS, VOCAB, make, randomise
 from tests.search_space.hugging_face import config
 
@@ -55,16 +56,38 @@ def alone(length: int, positions: Tensor | None = None) -> Rows:
     return Rows(torch.zeros_like(at), at, alone=True)
 
 
+def rows_of(lengths: list[list[int]], padding: int = 0) -> Rows:
+    """Rows filled from the front with segments of these lengths."""
+    length = max(map(sum, lengths)) + padding
+    segment, position = torch.full((len(lengths), length), -1), torch.zeros(len(lengths), length, dtype=torch.long)
+    number = 0
+    for row, sizes in enumerate(lengths):
+        at = 0
+        for size in sizes:
+            segment[row, at : at + size], position[row, at : at + size] = number, torch.arange(size)
+            at, number = at + size, number + 1
+    return Rows(segment, position, alone=False)
+
+
 def tokens_of(length: int, seed: int = 0) -> Tensor:
     return torch.randint(0, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["dense", "block-sparse"])
+@pytest.fixture(params=["groups", "dense", "block-sparse"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How packed rows attend: as on the CPU, or as on a GPU."""
+    """How packed rows attend: as on a CPU, as in a compiled graph there, or as on a GPU."""
     if request.param == "block-sparse":
         _force_block_mask(monkeypatch)
     return request.param
+
+
+def grouped(rows: Rows) -> Rows:
+    """With the groups that a layout would give them."""
+    segment_T = rows.segment_RT.flatten()
+    numbers = segment_T[segment_T >= 0].unique()
+    first = np.array([int((segment_T == n).nonzero()[0]) for n in numbers])
+    length = np.array([int((segment_T == n).sum()) for n in numbers])
+    return replace(rows, groups=Groups.of(first, length, len(segment_T)))
 
 
 def _force_block_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +155,9 @@ def test_weights_go_both_ways() -> None:
     assert set(ours.state_dict()) == set(theirs.state_dict())
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("padding", [0, 5])
-def test_packed_segments_equal_each_alone(causal: bool, padding: int) -> None:
+def test_packed_segments_equal_each_alone(path: str, causal: bool, padding: int) -> None:
     """Two rows of several segments, with padding before, between and behind, equal one call per segment."""
     model, _ = pair(SHAPES["grouped"])
     rows = [[(-1, padding), (0, 7), (1, 1), (-1, padding), (2, 9)], [(3, 12), (4, 5), (-1, 2 * padding)]]
@@ -143,8 +165,9 @@ def test_packed_segments_equal_each_alone(causal: bool, padding: int) -> None:
     position, tokens = torch.zeros_like(segment), tokens_of(segment.numel()).view(segment.shape)
     for number in range(5):
         position[segment == number] = torch.arange(int((segment == number).sum())) + 3 * number
+    together = Rows(segment, position, alone=False)
     with torch.no_grad():
-        packed = model(model.embed_tokens(tokens), Rows(segment, position, alone=False), causal)
+        packed = model(model.embed_tokens(tokens), grouped(together) if path == "groups" else together, causal)
         assert packed.isfinite().all()
         for number in range(5):
             here = segment == number
@@ -161,13 +184,13 @@ def test_alone_is_the_mask_written_out() -> None:
         torch.testing.assert_close(model(x, rows, causal), masked, rtol=0, atol=1e-5)
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_token_moves_what_may_see_it(packed: bool) -> None:
+def test_a_token_moves_what_may_see_it(path: str, packed: bool) -> None:
     """Causal: itself and what follows in its segment. Bidirectional: its whole segment. Never another one."""
     model, _ = pair(SHAPES["square"])
     segment = torch.tensor([[0] * 6 + [1] * 5 + [-1] * 3]) if packed else torch.zeros(1, 14, dtype=torch.long)
     rows = Rows(segment, torch.arange(14)[None], alone=not packed)
+    rows = grouped(rows) if packed and path == "groups" else rows
     tokens = tokens_of(14)
     other = tokens.clone()
     other[0, 3] = (other[0, 3] + 1) % VOCAB
@@ -249,6 +272,30 @@ def test_parameter_counts_of_the_published_models(name: str, count: int) -> None
     assert {key: weight.shape for key, weight in ours.state_dict().items()} == names
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_checkpointed_layers_keep_their_inputs_alone(causal: bool) -> None:
+    """And have the same gradients, bit for bit."""
+    layers, rows = Layers(SHAPES["grouped"], 3), grouped(rows_of([[7, 1, 9], [12, 5]]))
+    randomise(layers)
+    x = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = {w.untyped_storage().data_ptr() for w in layers.parameters()}
+    kept: dict[bool, list[tuple[int, ...]]] = {False: [], True: []}
+    gradients = {}
+    for layers.checkpointed in (False, True):
+
+        def keep(saved: Tensor, kept: list[tuple[int, ...]] = kept[layers.checkpointed]) -> Tensor:
+            if saved.untyped_storage().data_ptr() not in weights:
+                kept.append(tuple(saved.shape))
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            out = layers(x, rows, causal)
+        gradients[layers.checkpointed] = torch.autograd.grad(out.square().sum(), [x, *layers.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
+    assert len(kept[True]) < 0.2 * len(kept[False])
+    assert not layers(x.detach(), rows, causal).isnan().any()
+
+
 # --- the path of a GPU, without one ---------------------------------------------------------------------------------
 
 
@@ -284,7 +331,7 @@ def test_tiles_are_those_that_torch_finds_by_looking(rows: Rows, causal: bool) -
 
 @settings(max_examples=12, deadline=None)
 @given(packed(), st.booleans(), st.sampled_from(["square", "one key-value head"]))
-def test_block_sparse_equals_dense(rows: Rows, causal: bool, name: str) -> None:
+def test_block_sparse_and_groups_equal_dense(rows: Rows, causal: bool, name: str) -> None:
     """Hidden states and gradients, wherever there is no padding; in double precision."""
     shape = SHAPES[name]
     layers = Layers(shape, 1).double()
@@ -292,7 +339,7 @@ def test_block_sparse_equals_dense(rows: Rows, causal: bool, name: str) -> None:
     x = torch.randn(*rows.segment_RT.shape, shape.width, generator=torch.Generator().manual_seed(0)).double()
     here = (rows.segment_RT >= 0)[:, :, None]
 
-    def run() -> list[Tensor]:
+    def run(rows: Rows = rows) -> list[Tensor]:
         out = layers(x.requires_grad_(), rows, causal) * here
         return [out, *torch.autograd.grad((out**2).sum(), [x, *layers.parameters()])]
 
@@ -300,12 +347,34 @@ def test_block_sparse_equals_dense(rows: Rows, causal: bool, name: str) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         _force_block_mask(monkeypatch)
         sparse = run()
-    for a, b in zip(sparse, dense, strict=True):
-        assert a.isfinite().all()
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    for result in (sparse, run(grouped(rows)) if bool((rows.segment_RT >= 0).any()) else dense):
+        for a, b in zip(result, dense, strict=True):
+            assert a.isfinite().all()
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_the_cpu_takes_dense_masks_and_a_gpu_tiles() -> None:
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), min_size=1, max_size=12))
+def test_every_element_has_a_slot(segments: list[tuple[int, int]]) -> None:
+    """And finds its own element there; no segment is in a batch that is shorter than it."""
+    length, gap = np.array(segments).T
+    first = np.cumsum(length + gap) - length
+    places = int(first[-1] + length[-1]) + 1
+    groups = Groups.of(first, length, places)
+    slot, source, filled = (t.numpy() for t in (groups.slot_T, groups.source_S, groups.filled_S))
+    held = np.concatenate([np.arange(a, a + n) for a, n in zip(first, length, strict=True)])
+    assert np.array_equal(source[slot[held]], held) and filled[slot[held]].all()
+    assert filled.sum() == length.sum()
+    assert (np.delete(slot, held) == len(source)).all()
+    assert sum(n for n, _, _ in groups.shapes) == len(length)
+    assert sum(n * longest for n, longest, _ in groups.shapes) == len(source)
+    at = 0
+    for n, longest, full in groups.shapes:
+        batch = filled[at : at + n * longest].reshape(n, longest)
+        assert batch[0].all() and full == batch.all()
+        at += n * longest
+
+
+def test_the_cpu_takes_no_tiles_and_a_gpu_does() -> None:
     assert not transformer.takes_block_mask(torch.device("cpu"), 128)
     assert transformer.takes_block_mask(torch.device("cuda"), 128)
     assert not transformer.takes_block_mask(torch.device("cuda"), 8)  # narrower than its kernels can multiply

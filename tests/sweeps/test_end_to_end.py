@@ -233,9 +233,9 @@ def test_again_finishes_at_once_and_changes_nothing(calm: Sweep) -> None:
 
 def test_other_settings_are_refused_and_nothing_is_touched(calm: Sweep) -> None:
     before = calm.home.sweep("mini").config.read_text()
-    done = calm.run("recipe.clip=2.0")
+    done = calm.run("recipe.optim.clip=2.0")
     assert done.returncode == 2
-    assert done.stderr.startswith("lclab: recipe.clip: sweep 'mini' exists with another value")
+    assert done.stderr.startswith("lclab: recipe.optim.clip: sweep 'mini' exists with another value")
     assert calm.home.sweep("mini").config.read_text() == before
 
 

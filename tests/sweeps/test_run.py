@@ -5,8 +5,9 @@ import pytest
 
 from search_space.errors import UsageError
 from sweeps.home import Home
-from sweeps.run import _corpus, run_sweep
+from sweeps.run import _corpus, _known_as, run_sweep
 from tests.sweeps.virtual import config
+from trainer.corpus import Corpus
 
 
 def test_a_sweep_stays_on_the_text_it_was_begun_on(text_folder: Path, tmp_path: Path) -> None:
@@ -24,6 +25,16 @@ def test_a_sweep_stays_on_the_text_it_was_begun_on(text_folder: Path, tmp_path: 
         _corpus(settings, home, folder)
     (source / "later.txt").unlink()
     assert _corpus(settings, home, folder).folder == begun.folder
+
+
+def test_a_sweep_goes_on_with_a_corpus_from_elsewhere(corpus: Corpus, tmp_path: Path) -> None:
+    settings, home = config(f"corpus.source={corpus.folder}"), Home(tmp_path / "home")
+    folder = home.sweep("mini")
+    begun = _corpus(settings, home, folder)
+    folder.path.mkdir(parents=True)
+    folder.corpus.write_text(_known_as(begun, home))
+    assert _corpus(settings, home, folder).folder == begun.folder == corpus.folder
+    assert not home.corpora.exists()
 
 
 def test_a_model_larger_than_the_machine_is_refused(text_folder: Path, tmp_path: Path) -> None:

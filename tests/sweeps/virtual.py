@@ -29,7 +29,7 @@ def result_of(job: Job) -> RungResult:
     step = recipe.rung_steps()[job.rung - 1]
     tokens = step * recipe.piece * recipe.pieces
     loss = loss_of(job.spec, job.rung)
-    heldout = Heldout({"parallel": loss}, {"parallel": 0.5}, {"parallel": [loss]})
+    heldout = Heldout({"parallel": loss}, {"parallel": 0.5}, {"parallel": [loss]}, {"parallel": [(0, loss)]})
     return RungResult(job.rung, step, tokens, 1.0, loss, heldout, [(tokens, loss, 1.0)], [])
 
 

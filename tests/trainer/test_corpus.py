@@ -1,58 +1,84 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from litdata import StreamingDataset
 
 from search_space.errors import UsageError
-from trainer.corpus import Corpus, CorpusConfig, prepare
+from trainer import sources, units
+from trainer.corpus import FORMAT, Corpus, Split
+from trainer.prepare import CorpusConfig, Plan, build
+
+CHATS = [
+    {"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": "so " * i}]}
+    for i in range(40)
+]
 
 
-def documents(corpus: Corpus, split: str) -> dict[str, str]:
-    reader = getattr(corpus, split)
-    return {reader.name(i): corpus.tokenizer.decode(list(reader[i])) for i in range(len(reader.lengths))}
+@pytest.fixture(scope="module")
+def mixed(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Texts and chats in many shards."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "chat.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "SMALLEST_UNIT", 30_000)
+        patch.setattr(units, "SHARD", 20_000)
+        config = CorpusConfig(vocab=300, heldout=0.3)
+        return build(Plan.of([str(text_folder), f"talk={folder / 'chat.jsonl'}"], config), folder / "corpus", "mixed")
 
 
-def test_every_text_comes_back_whole_from_one_split(corpus: Corpus, text_folder: Path) -> None:
-    train, heldout = documents(corpus, "train"), documents(corpus, "heldout")
-    assert not train.keys() & heldout.keys()
-    both = train | heldout
-    assert both == {p.name: p.read_text() for p in text_folder.iterdir() if p.name not in corpus.manifest["left_out"]}
-    for split, texts in (("train", train), ("heldout", heldout)):
-        counts = corpus.manifest["counts"][split]
-        assert counts["documents"] == len(texts)
-        assert counts["tokens"] == sum(getattr(corpus, split).lengths)
+def splits(corpus: Corpus) -> list[Split]:
+    return [corpus.train, corpus.heldout]
 
 
-def test_second_call_builds_nothing(corpus: Corpus, text_folder: Path, corpora: Path) -> None:
-    before = (corpus.folder / "manifest.json").stat().st_mtime_ns
-    again = prepare(CorpusConfig(str(text_folder), vocab=300, heldout=0.3), corpora, workers=1)
-    assert again.folder == corpus.folder
-    assert (again.folder / "manifest.json").stat().st_mtime_ns == before
+def test_shards_are_litdatas(mixed: Corpus) -> None:
+    for name in ("train", "heldout"):
+        split, stream = getattr(mixed, name), StreamingDataset(str(mixed.folder / name))
+        assert len(split) == len(stream) > 10
+        for i in (0, len(split) - 1, 5, 2):
+            assert np.array_equal(split[i], stream[i]["tokens"]) and split[i].dtype == np.uint32
+            assert [split.name(i), split.messages(i)] == read_about(stream[i]["about"])
 
 
-def test_building_twice_gives_the_same_shards(text_folder: Path, tmp_path: Path) -> None:
-    config = CorpusConfig(str(text_folder), vocab=300, heldout=0.3)
-    one, two = (prepare(config, tmp_path / home, workers=2) for home in ("one", "two"))
-    shards = [{k: v for k, v in c.manifest["files"].items() if not k.endswith("index.json")} for c in (one, two)]
-    assert shards[0] == shards[1]
+def read_about(about: memoryview) -> list[object]:
+    name, messages = json.loads(bytes(about))
+    return [name, [tuple(message) for message in messages]]
 
 
-def test_copies_binaries_and_empty_files_are_left_out_by_name(text_folder: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(text_folder, source)
-    (source / "zz-copy.py").write_text(next(iter(sorted(text_folder.iterdir()))).read_text())
-    (source / "zz-binary").write_bytes(b"\x00\x01\xff\xfe")
-    (source / "zz-empty").write_text(" \n")
-    corpus = prepare(CorpusConfig(str(source), vocab=300, heldout=0.3), tmp_path / "home", workers=1)
-    assert {"zz-copy.py", "zz-binary", "zz-empty"} <= set(corpus.manifest["left_out"])
+def test_a_split_knows_its_documents(mixed: Corpus) -> None:
+    assert mixed.sources[1] == "talk" and len(mixed.sources) == 2
+    for split in splits(mixed):
+        assert split.lengths.tolist() == [len(split[i]) for i in range(len(split))]
+        assert split.source.tolist() == split.chat.tolist() == [bool(split.messages(i)) for i in range(len(split))]
+        assert (np.diff(split.shard) >= 0).all() and split.shard[-1] > 3
+        assert [split.source.dtype, split.chat.dtype, split.shard.dtype] == [np.int16, np.bool, np.int32]
+    chats = sum(int(split.chat.sum()) for split in splits(mixed))
+    assert chats == len(CHATS)
 
 
-def test_one_file_is_cut_into_documents(tmp_path: Path) -> None:
-    book = tmp_path / "book.txt"
-    book.write_text("\n\n".join(f"Paragraph {i} says {'so ' * 90}." for i in range(200)))
-    corpus = prepare(CorpusConfig(str(book), vocab=300, heldout=0.3), tmp_path / "home", workers=1)
-    assert corpus.manifest["counts"]["train"]["documents"] > 3
+def test_messages_are_stretches_of_a_chat(mixed: Corpus) -> None:
+    for split in splits(mixed):
+        for i in np.flatnonzero(split.chat)[:5].tolist():
+            (_, _, middle), (role, start, stop) = split.messages(i)
+            assert role == "assistant" and middle == start and stop == split.lengths[i]
+            text = mixed.tokenizer.decode(split[i][start:stop].tolist(), skip_special_tokens=False)
+            assert text.startswith("<|im_start|>assistant\nso ") or text == "<|im_start|>assistant\n<|im_end|>\n"
+
+
+def test_documents_cannot_be_changed_or_missed(mixed: Corpus) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        mixed.train[0][0] = 1
+    for outside in (-1, len(mixed.train)):
+        with pytest.raises(IndexError, match=f"document {outside} of {len(mixed.train)}"):
+            mixed.train[outside]
+
+
+def test_a_split_goes_to_another_process(mixed: Corpus) -> None:
+    again = pickle.loads(pickle.dumps(mixed.train))
+    assert np.array_equal(again[7], mixed.train[7])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
@@ -76,22 +102,6 @@ def test_unreadable_manifest_is_named(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(corpus.manifest)[:-20])
     with pytest.raises(UsageError, match=r"manifest\.json"):
         Corpus(tmp_path)
-
-
-@pytest.mark.parametrize("case", ["absent", "empty folder", "only binaries", "one document", "vocab", "heldout"])
-def test_impossible_corpus_is_refused_and_nothing_is_written(tmp_path: Path, case: str) -> None:
-    source, home = tmp_path / "source", tmp_path / "home"
-    config = CorpusConfig(str(source), vocab=300)
-    if case != "absent":
-        source.mkdir()
-    if case == "only binaries":
-        (source / "x.bin").write_bytes(b"\xff\xfe\x00")
-    if case == "one document":
-        (source / "x.txt").write_text("short")
-    if case == "vocab":
-        config = CorpusConfig(str(source), vocab=100)
-    if case == "heldout":
-        config = CorpusConfig(str(source), vocab=300, heldout=1.0)
-    with pytest.raises(UsageError, match=r"^corpus\."):
-        prepare(config, home)
-    assert not home.exists()
+    (tmp_path / "manifest.json").write_text(json.dumps(corpus.manifest | {"format": FORMAT - 1}))
+    with pytest.raises(UsageError, match="of another version of lclab"):
+        Corpus(tmp_path)

@@ -15,9 +15,11 @@ from search_space.design import Design
 from tests.tiny import RECIPE, SIZE
 from trainer import checkpoint
 from trainer.corpus import Corpus
+from trainer.optim import OptimConfig
+from trainer.parallel import Parallel
 from trainer.pretrain import pretrain
 from trainer.recipe import Recipe
-from trainer.trial import Diverged, Interrupted, RungResult, TrialSpec
+from trainer.trial import Diverged, Interrupted, RungResult, Stalled, TrialSpec
 
 LAST = len(RECIPE.rungs)
 
@@ -120,10 +122,51 @@ def test_sigkill_and_continue_equals_uninterrupted(
 
 
 def test_divergence_has_a_reason_and_no_result(corpus: Corpus, tmp_path: Path) -> None:
-    wild = replace(RECIPE, muon_rate=1e30, adamw_rate=1e30, clip=1e30, precision="32-true")
+    wild = replace(RECIPE, optim=OptimConfig(muon_rate=1e30, adamw_rate=1e30, clip=1e30), precision="32-true")
     with pytest.raises(Diverged, match="loss is"):
         pretrain(spec(corpus, recipe=wild), tmp_path, LAST)
     assert not list(tmp_path.glob("rung-*.json"))
+
+
+def test_a_stall_has_a_reason_and_what_was_trained_stays(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        pretrain(spec(corpus), tmp_path, LAST, progress=lambda step, tokens: step < 3)
+    with pytest.raises(Stalled, match="no batch for"):
+        pretrain(spec(corpus), tmp_path, LAST, parallel=Parallel(patience=1e-9))
+    assert [checkpoint.step_of(p) for p in sorted(tmp_path.glob("step-*"))] == [2, 3]
+
+
+@pytest.mark.slow
+def test_out_of_memory_has_a_reason(corpus: Corpus, tmp_path: Path) -> None:
+    """The process may not have more address space than it has, and 300 MB."""
+    code = (
+        "import resource, sys, torch; from dataclasses import replace; from pathlib import Path\n"
+        "from tests.trainer.test_pretrain import LAST, spec; from tests.tiny import RECIPE\n"
+        "from trainer.corpus import Corpus; from trainer.pretrain import pretrain\n"
+        "from trainer.trial import OutOfMemory\n"
+        "corpus, folder = Corpus(Path(sys.argv[1])), Path(sys.argv[2])\n"
+        "torch.set_num_threads(1); pretrain(spec(corpus), folder / 'warm', 1)\n"
+        "now = 4096 * int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)\n"
+        "try: pretrain(spec(corpus, recipe=replace(RECIPE, pieces=150)), folder / 'large', LAST)\n"
+        "except OutOfMemory as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(corpus.folder), str(tmp_path)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    assert child.stdout.startswith("out of memory after step "), child.stderr[-2000:]
+    assert not list(tmp_path.glob("large/rung-*.json"))
+
+
+def test_the_published_format_trains_on_text_and_chats(two_sources: Corpus, tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE, format="published", piece=1024, pieces=2, continuation=0.8, mixture={"a": 1.0, "b": 2.0}, documents=4
+    )
+    size = replace(SIZE, positions="consecutive", phase_std=0.0)
+    trial = replace(spec(two_sources, recipe=recipe), size=size)
+    result = pretrain(trial, tmp_path, LAST)
+    losses = [loss for _, loss, _ in result.curve]
+    assert losses[-1] < losses[0]
+    assert [first for first, _ in result.heldout.distance["continue"]] == [0, 1, 4, 16, 64, 256]
 
 
 @pytest.mark.parametrize("name", ["concat-w16-bidirectional-attn_mlp-O8-n4", "eos-w32-causal-mlp_attn-O0-n8", "blind"])

@@ -1,0 +1,26 @@
+"""Corpora of several sources and of chats."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.corpus import Corpus
+from trainer.prepare import CorpusConfig, Plan, build
+
+CONFIG = CorpusConfig(vocab=300, heldout=0.3)
+
+
+@pytest.fixture(scope="session")
+def two_sources(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """`a` is text, `b` has chats: a question about a module, the module, and an answer."""
+    home = tmp_path_factory.mktemp("two")
+    texts = [p.read_text() for p in sorted(text_folder.iterdir())]
+    (home / "a").mkdir()
+    for i, text in enumerate(texts[:25]):
+        (home / "a" / f"{i}.py").write_text(text)
+    with (home / "chats.jsonl").open("w") as stream:
+        for text in texts[25:]:
+            turns = [("system", "You read code."), ("user", text[:1500]), ("assistant", text[1500:2500])]
+            stream.write(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n")
+    return build(Plan.of([f"a={home / 'a'}", f"b={home / 'chats.jsonl'}"], CONFIG), home / "corpus", "two", workers=1)

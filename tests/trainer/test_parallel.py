@@ -1,0 +1,135 @@
+"""The same training on one process, by data parallel, fully sharded, and started by torchrun."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from search_space.errors import UsageError
+from tests.tiny import RECIPE
+from tests.trainer.ranks import spec
+from tests.trainer.test_pretrain import assert_same, weights
+from trainer import checkpoint
+from trainer.corpus import Corpus
+from trainer.parallel import Parallel
+from trainer.pretrain import pretrain
+from trainer.trial import RungResult
+
+LAST = len(RECIPE.rungs)
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(corpus: Corpus, folder: Path, *arguments: str, ranks: int = 2) -> RungResult | None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "tests.trainer.ranks", str(corpus.folder), str(folder), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    path = RungResult.path(folder, LAST)
+    return RungResult.load(path) if path.exists() else None
+
+
+def assert_close(folder: Path, result: RungResult | None, other_folder: Path, other: RungResult) -> None:
+    """But for the order of sums, which Muon's bfloat16 iteration enlarges."""
+    assert result is not None
+    assert (result.step, result.tokens) == (other.step, other.tokens)
+    for task, losses in other.heldout.documents.items():
+        assert result.heldout.documents[task] == pytest.approx(losses, rel=1e-3)
+    assert [loss for _, loss, _ in result.curve] == pytest.approx([loss for _, loss, _ in other.curve], rel=1e-3)
+    a, b = weights(folder), weights(other_folder)
+    assert a.keys() == b.keys() and all(a[k].shape == b[k].shape for k in a)
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RungResult]:
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, pretrain(spec(str(corpus.folder)), folder, LAST)
+
+
+@pytest.fixture(scope="module")
+def sharded(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RungResult]:
+    folder = tmp_path_factory.mktemp("sharded")
+    result = torchrun(corpus, folder, "fsdp", "1")
+    assert result is not None
+    return folder, result
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulation_changes_only_the_order_of_sums(
+    corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path, accumulate: int
+) -> None:
+    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST, parallel=Parallel(accumulate=accumulate))
+    assert_close(tmp_path, result, *alone)
+
+
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_loader_processes_change_nothing(
+    corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path, loaders: int
+) -> None:
+    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST, parallel=Parallel(loaders=loaders))
+    assert_same(tmp_path, result, *alone)
+
+
+def test_recomputed_activations_change_nothing(corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path) -> None:
+    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST, parallel=Parallel(recompute=True))
+    assert_same(tmp_path, result, *alone)
+
+
+@pytest.mark.slow
+def test_two_sharded_ranks_train_as_one_process(
+    alone: tuple[Path, RungResult], sharded: tuple[Path, RungResult]
+) -> None:
+    assert_close(*sharded, *alone)
+
+
+@pytest.mark.slow
+def test_two_data_parallel_ranks_train_as_one_process(
+    corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path
+) -> None:
+    """Each in two batches a step."""
+    assert_close(tmp_path, torchrun(corpus, tmp_path, "ddp", "2"), *alone)
+
+
+@pytest.mark.slow
+def test_stopped_ranks_go_on_bit_for_bit(corpus: Corpus, sharded: tuple[Path, RungResult], tmp_path: Path) -> None:
+    """The wish to stop reaches one rank only."""
+    assert torchrun(corpus, tmp_path, "fsdp", "1", "7") is None
+    assert (tmp_path / "step-000000007.safetensors").exists()
+    result = torchrun(corpus, tmp_path, "fsdp", "1")
+    assert result is not None
+    assert_same(tmp_path, result, *sharded)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_from_two_sharded_ranks(
+    corpus: Corpus, sharded: tuple[Path, RungResult], tmp_path: Path
+) -> None:
+    """Another number of ranks and another strategy read the same checkpoint, and on from the same step."""
+    folder, whole = sharded
+    (tmp_path / "step-000000010.safetensors").hardlink_to(folder / "step-000000010.safetensors")
+    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST)
+    assert_close(tmp_path, result, folder, whole)
+    assert result.curve[:10] == whole.curve[:10]  # what two ranks had trained
+    states = [checkpoint.read(f / "step-000000012.safetensors")["optimizer_states"][0] for f in (folder, tmp_path)]
+    assert states[0]["groups"] == states[1]["groups"]
+    for name, kept in states[0]["state"].items():
+        assert kept.keys() == states[1]["state"][name].keys()
+        assert all(torch.is_tensor(v) for v in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("devices", 0, r"^parallel\.devices: 0 is not at least 1"),
+        ("accumulate", 0, r"^parallel\.accumulate: 0"),
+        ("loaders", -1, r"^parallel\.loaders: -1"),
+        ("patience", 0.0, r"^parallel\.patience: 0"),
+        ("nodes", 2, r"^parallel\.strategy: one process cannot use 2 devices; choose ddp or fsdp"),
+    ],
+)
+def test_what_cannot_be_is_refused(field: str, value: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(Parallel(), **{field: value}).check()
