@@ -29,7 +29,7 @@ from scipy import optimize, special, stats
 from analysis.table import METRIC, comparable, documents
 from search_space.errors import UsageError
 
-__all__ = ["ALPHA", "Comparison", "Effect", "Noise", "compare", "holm", "seeds_needed"]
+__all__ = ["ALPHA", "Comparison", "Effect", "Noise", "compare", "holm", "pooled_noise", "seeds_needed"]
 
 ALPHA = 0.05
 POWER = 0.8
@@ -110,7 +110,7 @@ def compare(frame: pd.DataFrame, metric: str = METRIC) -> Comparison:
         raise UsageError(f"baseline: a sweep has one, found {', '.join(sorted(names))}")
     baseline = str(names[0]) if len(names) else None
     base = rows[rows["design"] == baseline]
-    noise = _noise(rows[rows["role"] != "control"], metric)
+    noise = pooled_noise(rows, metric)
     others = frame[frame["design"] != baseline].sort_values("trial").drop_duplicates("design")
     effects = [
         _effect(Effect(name, role), rows[rows["design"] == name], base, noise, metric, baseline)
@@ -157,8 +157,9 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _noise(rows: pd.DataFrame, metric: str) -> dict[int, Noise]:
-    """Rung to pooled noise. Controls stay out: with nothing to compress they are far quieter."""
+def pooled_noise(rows: pd.DataFrame, metric: str) -> dict[int, Noise]:
+    """Rung to pooled noise of comparable rows. Controls stay out: with nothing to compress they are far quieter."""
+    rows = rows[rows["role"] != "control"]
     logs = np.log(rows[metric]).groupby([rows["rung"], rows["design"]]).agg(["count", "var"])
     known: dict[int, Noise] = {}
     for rung, group in logs.groupby(level="rung"):

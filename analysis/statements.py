@@ -7,17 +7,17 @@ import pandas as pd
 from scipy import stats
 
 from analysis.effects import ALPHA, Comparison, Effect
+from analysis.gains import Gain
 from analysis.rungs import Agreement
 from analysis.summary import Row
 from analysis.table import latest
-from analysis.words import count, interval, joined, number, percent, signed
+from analysis.words import METRIC_NAMES, count, interval, joined, number, percent, signed
 
 __all__ = ["learnt", "statements"]
 
 NAMED = 2  # designs named in a sentence; the rest are counted
 FEW_DF = 4  # below it the t quantile is so large that only huge differences can be shown
 LOW_AGREEMENT = 0.5
-METRIC_NAMES = {"parallel": "parallel reconstruction", "reconstruct": "reconstruction", "continue_": "next-token"}
 
 
 def learnt(comparison: Comparison, trials: pd.DataFrame) -> str:
@@ -34,13 +34,18 @@ def learnt(comparison: Comparison, trials: pd.DataFrame) -> str:
 
 
 def statements(
-    frame: pd.DataFrame, comparison: Comparison, rows: Sequence[Row], rungs: Sequence[Agreement]
+    frame: pd.DataFrame,
+    comparison: Comparison,
+    rows: Sequence[Row],
+    rungs: Sequence[Agreement],
+    gains: Sequence[Gain],
 ) -> list[str]:
-    """Further sentences: the noise, the encoder, floor and ceiling, the rungs, and what other losses say."""
+    """Further sentences: the noise, the encoder, floor and ceiling, prediction, the rungs, and other losses."""
     sentences = (
         _noise(comparison),
         _encoder(frame, comparison),
         _gap(comparison),
+        _prediction(rows, gains),
         _early(rungs),
         _other_order(rows, comparison),
     )
@@ -188,6 +193,20 @@ def _gap(comparison: Comparison) -> str | None:
     return f"{both}; the baseline, at {number(comparison.loss)}, closes {closed} of that gap."
 
 
+def _prediction(rows: Sequence[Row], gains: Sequence[Gain]) -> str | None:
+    """What the latents of the baseline, and of the best design where that is another, do for the next token."""
+    known = {gain.design: gain for gain in gains if (gain.control, gain.metric) == ("blind", "continue")}
+    named = {row.design: "the baseline" for row in rows if row.role == "baseline"}
+    named |= {row.design: f"{row.design}, the lowest in loss" for row in rows[:1] if row.role == "arm"}
+    parts = [
+        f"{signed(known[design].value)} nats per token for {name} "
+        f"(95% interval {interval(known[design].low, known[design].high)})"
+        for design, name in named.items()
+        if known[design].low is not None
+    ]
+    return f"In next-token loss the gain over the blind control is {joined(parts)}." if parts else None
+
+
 def _early(rungs: Sequence[Agreement]) -> str | None:
     known = [rung for rung in rungs if rung.decision_accuracy is not None]
     if not known:
@@ -202,14 +221,14 @@ def _early(rungs: Sequence[Agreement]) -> str | None:
 def _other_order(rows: Sequence[Row], comparison: Comparison) -> str | None:
     """Said only where designs rank differently by next-token loss."""
     at_rung = [row for row in rows if row.role != "control" and row.rung == comparison.rung]
-    pairs = [(getattr(row, comparison.metric), row.continue_) for row in at_rung]
+    pairs = [(row.losses[comparison.metric], row.losses["continue"]) for row in at_rung]
     values = np.array([pair for pair in pairs if None not in pair], dtype=float)
-    if comparison.metric == "continue_" or len(values) < 4 or (np.ptp(values, axis=0) == 0).any():
+    if comparison.metric == "continue" or len(values) < 4 or (np.ptp(values, axis=0) == 0).any():
         return None
     rank = float(stats.spearmanr(values).statistic)
     if rank > LOW_AGREEMENT:
         return None
-    name = METRIC_NAMES.get(comparison.metric, comparison.metric)
+    name = METRIC_NAMES[comparison.metric]
     return (
         f"Next-token loss ranks the designs differently from {name} (Spearman {number(rank)} over "
         f"{count(len(values), 'design')}): a choice made here is one of fidelity, not of prediction."

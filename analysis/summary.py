@@ -16,7 +16,7 @@ __all__ = ["Row", "summarise"]
 class Row:
     """A design over its seeds at `rung`, the one where it is compared (0: none reached, no numbers).
 
-    Losses are geometric means over seeds in nats per token, costs plain means (`parameters`: the first).
+    losses: by metric, geometric means over seeds in nats per token; costs are plain means (`parameters`: the first).
     effect: against the baseline; None for the baseline itself.
     state: of its trials, such as `complete` or `2 complete, 1 failed`.
     """
@@ -25,9 +25,7 @@ class Row:
     role: str
     rung: int
     seeds: int
-    parallel: float | None
-    reconstruct: float | None
-    continue_: float | None
+    losses: dict[str, float | None]
     effect: Effect | None
     seconds: float | None
     tokens_per_second: float | None
@@ -54,7 +52,7 @@ def summarise(frame: pd.DataFrame, comparison: Comparison) -> tuple[Row, ...]:
         rung = effect.rung if effect else comparison.rung
         at_rung = usable[(usable["design"] == design) & (usable["rung"] == rung)]
         row = _row(design, role, rung, at_rung, effect, states[design])
-        loss = getattr(row, comparison.metric)
+        loss = row.losses[comparison.metric]
         rows.append(((role == "control", -rung, np.inf if loss is None else loss), row))
     return tuple(row for _, row in sorted(rows, key=lambda pair: pair[0]))
 
@@ -68,9 +66,7 @@ def _row(design: str, role: str, rung: int, rows: pd.DataFrame, effect: Effect |
         role=role,
         rung=rung,
         seeds=len(rows),
-        parallel=_finite(means["parallel"]),
-        reconstruct=_finite(means["reconstruct"]),
-        continue_=_finite(means["continue_"]),
+        losses={metric: _finite(means[metric]) for metric in METRICS},
         effect=effect,
         seconds=_finite(costs["seconds"]),
         tokens_per_second=_finite(costs["tokens_per_second"]),

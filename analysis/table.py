@@ -14,12 +14,17 @@ import pandas as pd
 
 from search_space.errors import UsageError
 
-__all__ = ["CURVES", "METRIC", "METRICS", "TRIALS", "comparable", "documents", "latest", "load", "save", "to_frame"]
+__all__ = [
+    *("CURVES", "DISTANCES", "METRIC", "METRICS", "TRIALS"),
+    *("comparable", "documents", "latest", "load", "save", "selected_on", "to_frame"),
+]
 
-METRIC = "parallel"  # what designs are selected on
-METRICS = ("parallel", "reconstruct", "continue_")
+METRICS = ("parallel", "reconstruct", "continue")
+METRIC = "parallel"  # what designs are selected on where nothing else is said
+DISTANCES = (0, 1, 4, 16, 64, 256, 1024, 4096)
+"""First tokens behind the span (in a reconstruction: asked for before) of the stretches of a `_distance` column."""
 
-_LIST = "object"  # a list of floats; the same documents in the same order for every trial
+_LIST = "object"  # a list of floats
 TRIALS: dict[str, str] = {
     "trial": "int64",
     "design": "str",
@@ -39,19 +44,23 @@ TRIALS: dict[str, str] = {
     "seed": "int64",
     "state": "str",  # running, complete, pruned, failed
     "reason": "str",  # of a failure or a pruning
+    "metric": "str",  # what the sweep selects on, of METRICS; the same in every row
     "rung": "int64",  # from 1; 0 for none
     "rungs": "int64",  # how many the sweep has
     "step": "int64",
     "tokens": "int64",  # raw tokens seen at the rung
     "parallel": "float64",
     "reconstruct": "float64",
-    "continue_": "float64",
+    "continue": "float64",
     "parallel_accuracy": "float64",
     "reconstruct_accuracy": "float64",
     "continue_accuracy": "float64",
-    "parallel_documents": _LIST,
+    "parallel_documents": _LIST,  # the same documents in the same order for every trial
     "reconstruct_documents": _LIST,
     "continue_documents": _LIST,
+    "parallel_distance": _LIST,  # of a rung, one for each of DISTANCES; NaN where nothing was scored
+    "reconstruct_distance": _LIST,
+    "continue_distance": _LIST,
     "train_loss": "float64",
     "seconds": "float64",  # of training, up to the rung
     "tokens_per_second": "float64",
@@ -101,6 +110,18 @@ def load(path: Path, columns: Mapping[str, str] = TRIALS) -> pd.DataFrame:
     return _typed(frame[list(columns)], columns)
 
 
+def selected_on(frame: pd.DataFrame) -> str:
+    """The metric that the sweep of the table selects on; `METRIC` where the table is empty or does not say.
+
+    Raises `UsageError` where it is no loss of the table.
+    """
+    said = frame["metric"].dropna()
+    metric = METRIC if said.empty else str(said.iloc[0])
+    if metric not in METRICS:
+        raise UsageError(f"metric: {metric!r} is not one of {', '.join(METRICS)}")
+    return metric
+
+
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per trial: its largest rung."""
     return frame.sort_values(["trial", "rung"]).drop_duplicates("trial", keep="last")
@@ -126,7 +147,7 @@ def documents(arm: pd.DataFrame, base: pd.DataFrame, metric: str = METRIC) -> tu
 
     None where fewer than two are shared, or where rows differ in their number of documents.
     """
-    column = f"{metric.rstrip('_')}_documents"
+    column = f"{metric}_documents"
     lists = [np.asarray(values, dtype=float) for values in [*arm[column], *base[column]]]
     if len({values.size for values in lists}) != 1:
         return None

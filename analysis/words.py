@@ -1,11 +1,16 @@
 """Numbers as people read them. One place, so that sentences, tables and plots agree."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-__all__ = ["DASH", "MINUS", "count", "interval", "joined", "large", "number", "p_value", "percent", "signed", "span"]
+__all__ = [
+    *("DASH", "METRIC_NAMES", "MINUS"),
+    *("count", "interval", "joined", "large", "number", "p_value", "percent", "signed", "span", "stretches"),
+]
 
 DASH = "\N{EN DASH}"  # no value
 MINUS = "\N{MINUS SIGN}"
+METRIC_NAMES = {"parallel": "parallel reconstruction", "reconstruct": "reconstruction", "continue": "next-token"}
 
 
 def number(value: float | None) -> str:
@@ -67,3 +72,9 @@ def count(number: int, thing: str) -> str:
 def joined(parts: Sequence[str]) -> str:
     """a; a and b; a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def stretches(firsts: Sequence[int]) -> list[str]:
+    """Where each begins and ends, the last having no end: 0; 1 to 3; 4 on."""
+    ends = [f"{DASH}{after - 1}" if after - 1 > first else "" for first, after in pairwise(firsts)]
+    return [f"{first}{end}" for first, end in zip(firsts, [*ends, "+"], strict=True)]

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from analysis import Analysis, Effect, Row, analyse, words
-from analysis.table import CURVES, latest, load, to_frame
+from analysis.table import CURVES, DISTANCES, latest, load, to_frame
 from reports import plots, text
 from search_space.errors import UsageError
 
@@ -68,13 +69,20 @@ def render(name: str, trials: pd.DataFrame, curves: pd.DataFrame, config: str) -
         "percent": words.percent,
         "large": words.large,
         "span": words.span,
+        "signed": words.signed,
+        "interval": words.interval,
     }
     last = latest(trials)
     return environment.get_template("report.html.j2").render(
         name=name,
         analysis=analysis,
+        metric=words.METRIC_NAMES[analysis.metric],
         headers=list(zip(text.HEADERS, _numeric(), strict=True)),
         rows=[(row, list(zip(text.cells(row), _sort_keys(row), strict=True))) for row in analysis.rows],
+        losses=text.LOSSES.values(),
+        gains=[list(gains) for _, gains in groupby(analysis.gains, lambda gain: gain.design)],
+        unsaid=sorted({gain.reason for gain in analysis.gains if gain.reason}),
+        distance=_by_distance(analysis),
         states=last["state"].value_counts().to_dict(),
         figures=figures,
         figure_data=_embedded(figures),
@@ -98,6 +106,13 @@ def _forest_text(analysis: Analysis) -> str:
     return "Difference to the baseline in nats per token with 95% interval: " + "; ".join(parts) + "."
 
 
+def _by_distance(analysis: Analysis) -> list[tuple[str, list[float | None]]]:
+    """The stretches that anything was scored in, and the losses there in the order of the profiles."""
+    columns = zip(*(profile.losses for profile in analysis.profiles), strict=True)
+    pairs = zip(words.stretches(DISTANCES), columns, strict=False)  # there may be no profile
+    return [(stretch, list(losses)) for stretch, losses in pairs if any(loss is not None for loss in losses)]
+
+
 def _numeric() -> list[bool]:
     return [header not in ("design", "verdict", "state") for header in text.HEADERS]
 
@@ -106,7 +121,7 @@ def _sort_keys(row: Row) -> list[float | str]:
     """What a click on a header sorts by, in the order of the headers; an empty key goes last."""
     of = row.effect or Effect(row.design, row.role)
     keys: list[float | str | None] = [
-        row.design, row.verdict, row.seeds, row.rung, row.parallel, row.reconstruct, row.continue_,
+        row.design, row.verdict, row.seeds, row.rung, *(row.losses[metric] for metric in text.LOSSES),
         of.difference, of.low, of.p_adjusted, of.seeds_needed,
         row.seconds, row.tokens_per_second, row.parameters, row.train_flops_per_token, row.prefill_flops_per_token,
         row.state,

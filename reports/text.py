@@ -3,10 +3,11 @@
 from analysis import Analysis, Row
 from analysis.words import DASH, interval, large, number, p_value, signed, span
 
-__all__ = ["HEADERS", "cells", "markdown", "table"]
+__all__ = ["HEADERS", "LOSSES", "cells", "markdown", "table"]
 
+LOSSES = {"parallel": "parallel", "reconstruct": "reconstruct", "continue": "next token"}
 HEADERS = [
-    "design", "verdict", "seeds", "rung", "parallel", "reconstruct", "next token", "difference", "95% interval",
+    "design", "verdict", "seeds", "rung", *LOSSES.values(), "difference", "95% interval",
     "p (Holm)", "seeds needed", "time", "tokens/s", "parameters", "train FLOPs/token", "prefill FLOPs/token", "state",
 ]  # fmt: skip
 
@@ -32,9 +33,7 @@ def cells(row: Row) -> list[str]:
         row.verdict,
         str(row.seeds),
         str(row.rung or DASH),
-        number(row.parallel),
-        number(row.reconstruct),
-        number(row.continue_),
+        *(number(row.losses[metric]) for metric in LOSSES),
         signed(effect.difference) if effect else DASH,
         interval(effect.low, effect.high) if effect else DASH,
         p_value(effect.p_adjusted) if effect else DASH,

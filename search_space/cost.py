@@ -48,10 +48,13 @@ def cost(
     interleaved: bool = False,
     precision: Precision = "32-true",
     optimizer: Optimizer = "muon",
+    checkpointed: bool = False,
 ) -> Cost:
-    """Costs of `design` on training steps of `spans` spans of `span` tokens and on a context of one such span.
+    """Costs of `design` on training batches of `spans` spans of `span` tokens and on a context of one such span.
 
-    A step wraps its spans and has them reconstructed; `interleaved` wraps their first halves and scores the rest.
+    A batch wraps its spans and has them reconstructed; `interleaved` wraps their first halves and scores the rest.
+    `checkpointed` layers compute their forward pass twice, which is in the memory and not in the FLOPs (those are the
+    model's).
     """
     size, tokens = size.of(design), np.zeros(span, np.int64)
     task, cuts = ("continue", (span // 2,)) if interleaved else ("reconstruct", ())
@@ -62,7 +65,7 @@ def cost(
         train_flops=(1 + _BACKWARD) * forward_flops(design, size, training) / (span * spans),
         prefill_flops=forward_flops(design, size, reading) / span,
         kv_bytes=_kv_bytes(size.decoder, reading.rows) / span,
-        memory=training_memory(design, size, training, precision, optimizer),
+        memory=training_memory(design, size, training, precision, optimizer, checkpointed),
     )
 
 

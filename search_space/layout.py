@@ -117,7 +117,7 @@ class Batch:
     target_P: Tensor
     task_P: Tensor  # index into TASKS
     document_P: Tensor
-    offset_P: Tensor  # tokens between the end of the span and the scored one; in a reconstruction, those before it
+    offset_P: Tensor  # tokens between the end of the span, or of a question, and the scored one
 
 
 def lay_out(
@@ -307,10 +307,12 @@ def _decoder_inputs(
     )
     # A raw token is scored by the element before it, the first of a segment by the tag that closed the span; one that
     # begins its sample has none before it.
-    told = raw_index >= np.repeat(np.maximum(text.quiet, 1)[text.sample[raw]], length[raw])
+    quiet = np.repeat(text.quiet[text.sample[raw]], length[raw])
+    told = raw_index >= np.maximum(quiet, 1)
+    since = raw_index - np.maximum(quiet, np.repeat(text.start[raw], length[raw]))
     before = at.raw[told] - 1
     target = grid.fill(-1, (before, raw_token[told]), (at.asked, text.token[asked_source])).view(-1)[grid.place]
-    offset = grid.fill(0, (before, ranges(0, length[raw])[told]), (at.asked, place_asked)).view(-1)[grid.place]
+    offset = grid.fill(0, (before, since[told]), (at.asked, place_asked)).view(-1)[grid.place]
     scored = target >= 0
     return Batch(
         encoder=encoder,

@@ -12,6 +12,7 @@ from search_space.compressor import Size
 from search_space.cost import Cost, cost
 from search_space.design import CONTROLS, Design
 from search_space.errors import UsageError
+from search_space.layout import Task
 from search_space.space import Space
 from trainer.parallel import Parallel
 from trainer.prepare import CorpusConfig
@@ -25,6 +26,8 @@ PRESETS = Path(__file__).parent / "presets"
 @dataclass(frozen=True)
 class SweepConfig:
     """name: folder, study and MLflow experiment of the sweep.
+    metric: the held-out loss that designs are selected on. A recipe in the published format trains no parallel
+    reconstruction, so its sweeps want `continue`, next-token loss.
     baseline: name of the design that others are compared with; seeds: how often it is trained.
     controls: trained once each, to give the losses a meaning.
     ablations: train every design that differs from the baseline in one choice before the sampler takes over.
@@ -35,6 +38,7 @@ class SweepConfig:
     """
 
     name: str = "sweep"
+    metric: Task = "parallel"
     baseline: str = "mean-w32-causal-mlp-O0-n8"
     seeds: int = 3
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
@@ -91,9 +95,11 @@ class SweepConfig:
         return replace(self.size, vocab=self.corpus.vocab)
 
     def cost(self, design: Design) -> Cost:
-        """Of `design` in a step of this sweep's recipe, and on a context of one of its pieces."""
-        r = self.recipe
-        return cost(design, self.model_size(), r.piece, r.pieces, r.continuation == 1, precision_of(r), r.optim.kind)
+        """Of `design` in a batch of this sweep's recipe, and on a context of one of its pieces."""
+        r, spread = self.recipe, self.parallel
+        pieces = -(-r.pieces // (spread.accumulate * spread.ranks))
+        interleaved, precision = r.continuation == 1, precision_of(r)
+        return cost(design, self.model_size(), r.piece, pieces, interleaved, precision, r.optim.kind, spread.recompute)
 
     def planned(self) -> list[tuple[Design, int, str]]:
         """Design, seed and role of the trials that come before the sampler's, in order."""

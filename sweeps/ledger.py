@@ -18,7 +18,6 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from analysis import METRIC
 from search_space.design import Design
 from sweeps.config import SweepConfig
 from trainer.trial import RungResult
@@ -59,7 +58,7 @@ class Ledger:
         """Enqueue the trials that come before the sampler's, those that are not there yet."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self.study.set_metric_names([f"heldout_{METRIC}"])
+            self.study.set_metric_names([f"heldout_{self.config.metric}"])
         have = {(t.user_attrs.get("design"), t.user_attrs.get("seed")) for t in self.trials()}
         for design, seed, role in self.config.planned():
             if (design.name, seed) not in have:
@@ -101,7 +100,7 @@ class Ledger:
         takes the same note again, to the same effect.
         """
         trial, frozen = self._open(number)
-        value, role = result.heldout.loss[METRIC], frozen.user_attrs["role"]
+        value, role = result.heldout.loss[self.config.metric], frozen.user_attrs["role"]
         if role != "control" and result.tokens not in frozen.intermediate_values:
             trial.report(value, step=result.tokens)
         if result.rung == self.rungs:

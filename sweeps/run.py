@@ -59,6 +59,8 @@ def run_sweep(
     folder, resolved = home.sweep(config.name), dump(config)
     if config.parallel.strategy != "one":
         raise UsageError("parallel.strategy: a trial of a sweep is one process; `lclab train` runs ddp and fsdp")
+    if config.metric == "parallel" and config.recipe.format == "published":
+        raise UsageError("metric: the published format trains no parallel reconstruction; choose continue")
     _refuse_changes(folder, resolved)
     _refuse_size(config)
     say("Corpus: building or reusing tokenizer and shards")

@@ -3,7 +3,6 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from analysis import METRIC
 from sweeps.config import load
 from sweeps.driver import Snapshot
 from sweeps.home import Home
@@ -16,7 +15,7 @@ __all__ = ["Status", "TrialStatus", "read_status"]
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """heldout: the selection metric at the last rung reached."""
+    """heldout: the sweep's metric at the last rung reached."""
 
     number: int
     design: str
@@ -30,9 +29,10 @@ class TrialStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """driver: the process that runs the sweep now."""
+    """metric: the held-out loss that the sweep selects on. driver: the process that runs it now."""
 
     sweep: str
+    metric: str
     driver: int | None
     rungs: int
     snapshot: Snapshot
@@ -55,10 +55,10 @@ def read_status(home: Home, name: str) -> Status:
                 state=STATES.get(trial.state, "waiting"),
                 reason=attrs.get("reason"),
                 rung=len(results),
-                heldout=results[-1].heldout.loss[METRIC] if results else None,
+                heldout=results[-1].heldout.loss[ledger.config.metric] if results else None,
             )
         )
     states = Counter(t.state.name.lower() for t in ledger.trials())
     running = {t.number: (t.design, t.rung / ledger.rungs) for t in trials if t.state == "running"}
     snapshot = Snapshot(ledger.config.trials, running, dict(states), ledger.best())
-    return Status(name, folder.driver(), ledger.rungs, snapshot, trials)
+    return Status(name, ledger.config.metric, folder.driver(), ledger.rungs, snapshot, trials)

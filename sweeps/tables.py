@@ -1,6 +1,7 @@
 """The tidy table of a sweep, from the study and the trials' folders; also while it runs."""
 
 from functools import cache
+from math import nan
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ STATES = {
 def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
     """Write `trials.parquet` and `curves.parquet`; returns the first."""
     size, cost = ledger.config.model_size(), cache(ledger.config.cost)
+    same = {"rungs": ledger.rungs, "metric": ledger.config.metric}
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for trial in ledger.trials():
@@ -34,7 +36,7 @@ def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
             continue
         results = RungResult.load_all(folder.trial(trial.number))
         design = Design.parse(trial.user_attrs["design"])
-        about = _about(trial, size.resolve(design), ledger.rungs, cost(design))
+        about = same | _about(trial, size.resolve(design), cost(design))
         rows += [about | _rung(r) for r in results] or [about | {"rung": 0, "step": 0, "tokens": 0}]
         if results:
             curve = pd.DataFrame(results[-1].curve, columns=["tokens", "loss", "learning_rate"])
@@ -53,7 +55,7 @@ def refresh_tables(home: Home, name: str) -> pd.DataFrame:
     return write_tables(Ledger(config, home.study_url), folder)
 
 
-def _about(trial: FrozenTrial, resolved: Design, rungs: int, costs: Cost) -> dict[str, Any]:
+def _about(trial: FrozenTrial, resolved: Design, costs: Cost) -> dict[str, Any]:
     attrs = trial.user_attrs
     return {
         "trial": trial.number,
@@ -63,7 +65,6 @@ def _about(trial: FrozenTrial, resolved: Design, rungs: int, costs: Cost) -> dic
         "seed": attrs["seed"],
         "state": STATES[trial.state],
         "reason": attrs.get("reason"),
-        "rungs": rungs,
         "parameters": costs.parameters,
         "train_flops_per_token": costs.train_flops,
         "prefill_flops_per_token": costs.prefill_flops,
@@ -80,8 +81,9 @@ def _rung(result: RungResult) -> dict[str, Any]:
         "tokens_per_second": result.tokens / result.seconds,
     }
     for task, loss in result.heldout.loss.items():
-        column = "continue_" if task == "continue" else task  # the table's columns are Python names
-        row[column] = loss
+        row[task] = loss
         row[f"{task}_accuracy"] = result.heldout.accuracy[task]
         row[f"{task}_documents"] = result.heldout.documents[task]
+        far = dict(result.heldout.distance[task])
+        row[f"{task}_distance"] = [far.get(first, nan) for first in table.DISTANCES]
     return row

@@ -70,6 +70,7 @@ def pretrain(
             folder.mkdir(parents=True, exist_ok=True)
             for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
                 scratch.unlink(missing_ok=True)
+        heldout: Any = heldout_batches(corpus, spec.recipe, spec.design, spec.size, trainer.global_rank, parallel.ranks)
         start, clock.recovered = checkpoint.newest(folder, clock.stop)
         first = checkpoint.step_of(start) if start else 0
         if first < clock.stop:
@@ -84,7 +85,6 @@ def pretrain(
         else:  # killed between the rung's checkpoint and its evaluation
             assert start is not None
             clock.load_state_dict(checkpoint.read(start)["callbacks"][clock.state_key])
-        heldout: Any = heldout_batches(corpus, spec.recipe, spec.design, spec.size, trainer.global_rank, parallel.ranks)
         trainer.validate(module, DataLoader(heldout, batch_size=None), start, verbose=False, weights_only=False)
     if not all(map(math.isfinite, module.heldout.loss.values())):
         raise Diverged(f"held-out loss is {module.heldout.loss} at step {clock.step}")

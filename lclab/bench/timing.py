@@ -33,8 +33,13 @@ def ratio(above: list[float], below: list[float]) -> Ratio:
     return Ratio(min(above) / min(below), min(rounds), max(rounds))
 
 
-def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, tick: Tick) -> dict[str, list[float]]:
-    """Seconds of CPU time of each contestant in each round, after one round to warm up."""
+def alternate(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    tick: Tick,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
+    """Seconds by `clock` of each contestant in each round, after one round to warm up."""
     order, shuffle = list(contestants), random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
@@ -43,9 +48,9 @@ def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, tick
         try:
             for name in order:
                 tick(f"{name}, " + (f"round {number} of {rounds}" if number else "warming up"))
-                start = time.process_time()
+                start = clock()
                 contestants[name]()
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append(clock() - start)
         finally:
             gc.enable()
     return {name: times[1:] for name, times in seconds.items()}

@@ -1,21 +1,31 @@
-"""`lclab bench model`: how fast the model is, as ratios measured in one run."""
+"""`lclab bench`: how fast model and training are, as ratios measured in one run, and which learning rate is best."""
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+import zlib
+from dataclasses import asdict, replace
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from lclab.commands.options import AsJson
+from lclab.commands.options import AsJson, HomePath, Overrides, Preset
 from lclab.console import make_console
 
 if TYPE_CHECKING:
     from lclab.bench.model import AxisCost, Speedup
+    from lclab.bench.rates import BestRate
     from lclab.bench.timing import Ratio
+    from lclab.bench.train import Lightning, Loader, Stepping
+    from search_space.compressor import Size
+    from search_space.design import Design
+    from sweeps.config import SweepConfig
 
-__all__ = ["app", "model"]
+__all__ = ["app", "model", "rates", "train"]
+
+DesignName = Annotated[str, typer.Option("--design", help="Such as concat-w64-causal-mlp-O0-n8; else the baseline.")]
 
 app = typer.Typer(no_args_is_help=True, help="Measure, as ratios in one run.")
 
@@ -50,6 +60,146 @@ def model(
         _show_costs(console, costs)
 
 
+@app.command("train")
+def train(
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+    design: DesignName = "",
+    steps: Annotated[int, typer.Option(help="Of a round.")] = 8,
+    rounds: Annotated[int, typer.Option(help="How often everything is run; the fastest counts.")] = 5,
+    home: HomePath = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare a preset's training step with the plain loop, the matmul floor, its loader and a loop without Lightning.
+
+    The demo takes 2 minutes on 2 CPU cores, and another to make its corpus the first time. Time per axis: bench model.
+    """
+    config, chosen = _configured(preset, overrides, design)
+    from lclab.bench.loop import Work
+    from lclab.bench.train import lightning, loading, stepping
+    from trainer.prepare import prepare
+    from trainer.recipe import precision_of
+
+    console = make_console(stderr=as_json)
+    Work.check(steps, rounds)
+    with console.status("preparing the corpus") as status:
+        corpus = prepare(config.corpus, home / "corpora", config.workers)
+        work = Work(chosen, config.model_size(), config.recipe, corpus, steps, rounds)
+        around = lightning(work, status.update)
+        step, loaders = stepping(work, status.update), loading(work, status.update)
+    precision = precision_of(config.recipe)
+    if as_json:
+        about = {"design": chosen.name, "preset": config.name, "precision": precision, "steps": steps, "rounds": rounds}
+        found = {"stepping": asdict(step), "loading": [asdict(r) for r in loaders], "lightning": asdict(around)}
+        print(json.dumps(about | {"device": work.device.type} | found))
+    else:
+        _show_training(console, f"{chosen.name}, {config.name}'s recipe, {precision}", step, loaders, around)
+
+
+@app.command("rates")
+def rates(
+    preset: Preset = "demo",
+    overrides: Overrides = None,
+    design: DesignName = "",
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxLAYERS, any number; else 64x2 128x2 256x2.")] = None,
+    home: HomePath = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Train a design at several sizes and multiples of the recipe's learning rates, and find the best one of each size.
+
+    Fifteen trials by default, one after the other. The same command goes on where it was stopped.
+    """
+    config, chosen = _configured(preset, overrides, design)
+    sizes = [_size(text, config) for text in size or ("64x2", "128x2", "256x2")]
+    for one in sizes:
+        one.of(chosen)  # refuses what does not fit
+    import torch
+
+    from lclab.bench.rates import best_rates
+    from trainer.heldout import check_fit
+    from trainer.prepare import prepare
+
+    torch.set_num_threads(config.threads)
+    console = make_console(stderr=as_json)
+    with console.status("preparing the corpus") as status:
+        corpus = prepare(config.corpus, home / "corpora", config.workers)
+        check_fit(corpus, config.recipe, config.parallel)
+        settings = [asdict(config.recipe), [asdict(one) for one in sizes], str(corpus.folder.resolve())]
+        key = zlib.crc32(json.dumps(settings).encode())
+        folder = home / "rates" / f"{config.name}-{chosen.name}-{key:08x}"
+        found = list(best_rates(chosen, sizes, config.recipe, corpus.folder.resolve(), folder, tick=status.update))
+    if as_json:
+        print(json.dumps({"design": chosen.name, "preset": config.name, "rates": [_finite(asdict(r)) for r in found]}))
+    else:
+        _show_rates(console, f"{chosen.name}, {config.name}'s recipe", found)
+
+
+def _configured(preset: str, overrides: list[str] | None, design: str) -> "tuple[SweepConfig, Design]":
+    """The configuration and the design, which fits its size. Raises `UsageError`."""
+    from search_space.design import Design
+    from sweeps.config import load
+
+    config = load(preset, overrides or [])
+    chosen = Design.parse(design or config.baseline)
+    config.model_size().of(chosen)
+    return config, chosen
+
+
+def _size(text: str, config: "SweepConfig") -> "Size":
+    """The preset's size with square shapes of WIDTHxLAYERS. Raises `UsageError`."""
+    from lclab.bench.rates import square
+    from search_space.errors import UsageError
+
+    width, _, layers = text.partition("x")
+    if not (width.isdecimal() and layers.isdecimal() and int(width) and int(layers)):
+        raise UsageError(f"size: {text!r} is not WIDTHxLAYERS, such as 128x2")
+    size = config.model_size()
+    shapes = square(int(width), int(layers), size.vocab)
+    return replace(size, encoder=shapes.encoder, decoder=shapes.decoder)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _show_training(
+    console: Console, title: str, step: "Stepping", loaders: "list[Loader]", around: "Lightning"
+) -> None:
+    table = Table("what", "measured", title=f"Training step of {title}", title_justify="left")
+    for header in ("ratio", "in one round", "aim"):
+        table.add_column(header, justify="right")
+    table.add_row("step", f"{1000 * step.seconds:,.1f} ms, {step.tokens:,.0f} raw tokens/s")
+    if step.plain:
+        plain = f"{1000 * step.plain.published:,.1f} ms against {1000 * step.plain.ours:,.1f}"
+        table.add_row("plain published loop, same step", plain, *_ratio(step.plain.faster))
+    shape = " x ".join(map(str, step.floor.shape))
+    rate = f"{step.floor.flops / 1e9:,.2f} GFLOP at {step.floor.rate / 1e9:,.0f} GFLOP/s ({shape})"
+    table.add_row("matmul floor, of the step", rate, *_ratio(step.floor.share))
+    for loader in loaders:
+        name = f"loader, {loader.workers} process" if loader.workers else "loader, a thread"
+        table.add_row(name, f"{loader.batches:,.0f} batches/s, of wall time", *_ratio(loader.faster), "at least 10")
+    both = f"{1000 * around.seconds:,.1f} ms against {1000 * around.bare:,.1f}"
+    table.add_row("Lightning, over a bare loop", both, *_ratio(around.ratio, 3), "at most 1.030 at 50 ms")
+    table.add_row("the bare loop, over itself", "noise", *_ratio(around.noise, 3))
+    console.print(table)
+
+
+def _show_rates(console: Console, title: str, found: "list[BestRate]") -> None:
+    table = Table("width", "layers", title=f"Held-out loss of reconstruction, {title}", title_justify="left")
+    table.caption = "Columns: multiples of the recipe's rates; best: bottom of the valley, empty where it is outside."
+    for factor in found[0].losses:
+        table.add_column(f"x {factor:g}", justify="right")
+    table.add_column("best", justify="right")
+    for r in found:
+        losses = [f"{loss:.4f}" if isfinite(loss) else "diverged" for loss in r.losses.values()]
+        best = f"x {r.best:.2f}" if isfinite(r.best) else ""
+        table.add_row(str(r.size.decoder.width), str(r.size.decoder.layers), *losses, best)
+    console.print(table)
+
+
 def _show_speedups(console: Console, rows: "list[Speedup]") -> None:
     table = Table("part", "window", "published batch item", title="Vectorised against published", title_justify="left")
     for header in ("published, ms", "vectorised, ms", "times faster", "in one round"):
@@ -69,5 +219,5 @@ def _show_costs(console: Console, rows: "list[AxisCost]") -> None:
     console.print(table)
 
 
-def _ratio(r: "Ratio") -> tuple[str, str]:
-    return f"{r.value:.2f}", f"{r.low:.2f} to {r.high:.2f}"
+def _ratio(r: "Ratio", digits: int = 2) -> tuple[str, str]:
+    return f"{r.value:.{digits}f}", f"{r.low:.{digits}f} to {r.high:.{digits}f}"

@@ -59,7 +59,7 @@ def test_floor_and_ceiling():
 def test_next_token_loss_that_ranks_the_other_way():
     assert "Next-token loss ranks the designs differently" in said()
     frame = sweep()
-    frame["continue_"] = frame["parallel"]
+    frame["continue"] = frame["parallel"]
     assert "Next-token" not in " ".join(analyse(frame).statements)
 
 
@@ -70,7 +70,7 @@ def test_rows_are_best_first_controls_last():
     assert rows[0].design.startswith("concat")
     compared = [row for row in rows if row.role != "control"]
     assert [row.rung for row in compared] == [2] * 6 + [1]
-    losses = [row.parallel or 0 for row in compared if row.rung == 2]
+    losses = [row.losses["parallel"] or 0 for row in compared if row.rung == 2]
     assert losses == sorted(losses)
 
 
@@ -78,3 +78,17 @@ def test_another_metric_and_no_metric():
     assert analyse(sweep(), "reconstruct").metric == "reconstruct"
     with pytest.raises(UsageError, match="metric"):
         analyse(sweep(), "accuracy")
+
+
+def test_a_table_is_read_by_the_metric_that_its_sweep_selects_on():
+    frame = sweep(arm_seeds=3)
+    assert analyse(frame).metric == "parallel"
+    by_parallel = [row.design for row in analyse(frame).rows]
+    frame["metric"] = "continue"
+    analysis = analyse(frame)
+    assert analysis.metric == "continue"
+    assert [row.design for row in analysis.rows if row.role == "arm"] != by_parallel
+    assert analysis.rows[0].design == "mean-w128-causal-mlp-O0"  # the worst by the other
+    frame["metric"] = "accuracy"
+    with pytest.raises(UsageError, match="metric"):
+        analyse(frame)

@@ -25,6 +25,8 @@ COMMANDS = {
     "report": {"--home", "--json", "--help"},
     "ui": {"--home", "--port", "--help"},
     "bench model": {"--documents", "--layers", "--width", "--pool-width", "--rounds", "--json", "--help"},
+    "bench train": {"--design", "--steps", "--rounds", "--home", "--json", "--help"},
+    "bench rates": {"--design", "--size", "--home", "--json", "--help"},
 }
 
 
@@ -70,7 +72,11 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "mean-w16-causal-mlp-O0-n4-dec_d64", str(MINI)], ["embeddings", "separate"]),
         (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "parallel.devices=2"], ["parallel.strategy", "ddp or fsdp"]),
         (["sweep", "run", str(MINI), "parallel.strategy=ddp"], ["parallel.strategy", "lclab train"]),
+        (["sweep", "run", str(MINI), "recipe.format=published"], ["metric", "choose continue"]),
         (["demo", "trials=0"], ["trials", "at least 1"]),
+        (["bench", "train", str(MINI), "--steps", "0"], ["steps", "at least 1"]),
+        (["bench", "train", str(MINI), "--design", "mean-w5-causal-mlp-O0-n4"], ["window", "5"]),
+        (["bench", "rates", str(MINI), "--size", "64"], ["size", "64", "128x2"]),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(

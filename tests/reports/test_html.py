@@ -7,6 +7,7 @@ import pytest
 
 from analysis import analyse
 from analysis.table import save
+from analysis.words import DASH
 from reports.html import write
 from search_space.errors import UsageError
 from tests.analysis.synthetic import odd_sweeps, sweep
@@ -74,11 +75,34 @@ def test_names_and_reasons_are_escaped(tmp_path):
 
 def test_what_is_known_is_shown(tmp_path):
     text = write(write_sweep(tmp_path, odd_sweeps()["normal"])).read_text(encoding="utf-8")
-    for heading in ("Designs", "Differences to the baseline", "Loss curves", "Noise", "What early rungs tell", "Cost"):
+    headings = (
+        "Designs",
+        "Differences to the baseline",
+        "Gains over the controls",
+        "Next-token loss by distance",
+        "Loss curves",
+        "Noise",
+        "What early rungs tell",
+        "Cost",
+    )
+    for heading in headings:
         assert f">{heading}</h2>" in text
     assert ">Failures</h2>" not in text
     assert text.count('role="img" aria-label="') == 2
+    assert all(f'scope="col" class="n">{stretch}</th>' in text for stretch in ("0", f"1{DASH}3", f"64{DASH}255"))
+    assert f"256{DASH}1023" not in text  # where nothing was scored
+    assert "by parallel reconstruction loss" in text
     assert ">Failures</h2>" in write(write_sweep(tmp_path, odd_sweeps()["failed"])).read_text(encoding="utf-8")
+
+
+def test_gains_that_cannot_be_said_say_why(tmp_path):
+    frame = sweep()
+    text = write(write_sweep(tmp_path, frame[frame["design"] != "blind"])).read_text(encoding="utf-8")
+    assert "<small>cannot be said</small>" in text
+    assert "What is missing cannot be said: no blind control has reached rung 2." in text
+    assert "What is missing" not in write(write_sweep(tmp_path, frame)).read_text(encoding="utf-8")
+    frame["metric"] = "continue"
+    assert "by next-token loss" in write(write_sweep(tmp_path, frame)).read_text(encoding="utf-8")
 
 
 def test_the_same_sweep_gives_the_same_bytes_and_leaves_nothing_else(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from analysis import analyse
-from analysis.words import DASH, MINUS, large, number, p_value, percent, signed, span
+from analysis.words import DASH, MINUS, large, number, p_value, percent, signed, span, stretches
 from reports.text import markdown, table
 from tests.analysis.synthetic import odd_sweeps
 
@@ -32,6 +32,7 @@ def test_numbers_read_well():
         DASH,
         DASH,
     ]
+    assert stretches([0, 1, 4]) == ["0", f"1{DASH}3", "4+"]
     assert [signed(x) for x in (0.5, -0.5)] == ["+0.500", f"{MINUS}0.500"]
     assert [large(x) for x in (12, 999.9, 1_234_567, 7.4e12)] == ["12", "1k", "1.23M", "7.4T"]
     assert [span(x) for x in (48.2, 200, 7500)] == ["48 s", "3 min 20 s", "2 h 05 min"]

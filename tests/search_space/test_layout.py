@@ -126,7 +126,9 @@ def scored_by_hand(batch: list[Sample]) -> list[tuple[int, int, int, int]]:
         for i, (a, b) in enumerate(pairwise(edges)):
             asked = sample.task != "continue" and not sample.cuts
             scored = range(a, b) if asked else range(max(a, sample.quiet, 1), b) if i % 2 else ()
-            out += [(int(sample.tokens[t]), TASKS.index(sample.task), sample.document, t - a) for t in scored]
+            for t in scored:
+                since = t - max(a, sample.quiet)
+                out.append((int(sample.tokens[t]), TASKS.index(sample.task), sample.document, since))
     return out
 
 

@@ -10,7 +10,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from search_space.design import Design
-from sweeps.ledger import Ledger
+from sweeps.ledger import Assignment, Ledger
 from tests.sweeps.virtual import Chance, config, result_of, run
 from tests.sweeps.virtual import job_for as job
 
@@ -55,6 +55,21 @@ def test_best_is_a_compressor(tmp_path: Path) -> None:
     trial = ledger.study.best_trial
     assert (trial.user_attrs["design"], trial.value) == (best, value)
     assert trial.user_attrs["role"] != "control"
+
+
+def test_another_metric_selects_another_design(tmp_path: Path) -> None:
+    """In these made-up trials next-token loss falls where parallel reconstruction rises."""
+    best = {}
+    for metric in ("parallel", "continue"):
+        (tmp_path / metric).mkdir()
+        chosen = config(f"metric={metric}", "pruner=none")
+        ledger = run(chosen, url(tmp_path / metric), Chance(0))
+        best[metric], value = ledger.best() or ("", 0.0)
+        trial = ledger.study.best_trial
+        job_ = job(chosen, Assignment(trial.number, Design.parse(best[metric]), trial.user_attrs["seed"], "arm", 2))
+        assert value == trial.value == result_of(job_).heldout.loss[metric]
+        assert ledger.study.metric_names == [f"heldout_{metric}"]
+    assert best["parallel"] != best["continue"]
 
 
 @settings(max_examples=25, deadline=None)

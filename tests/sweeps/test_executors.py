@@ -13,8 +13,9 @@ from sweeps.executor import Event, Executor, Failed, Finished, Job, Stopped, Vir
 from sweeps.ray_executor import RayExecutor
 from tests.tiny import RECIPE, SIZE
 from trainer.corpus import Corpus
+from trainer.parallel import Parallel
 from trainer.pretrain import pretrain
-from trainer.trial import RungResult, TrialSpec
+from trainer.trial import RungResult, Stalled, TrialSpec
 
 pytestmark = pytest.mark.slow
 
@@ -22,9 +23,11 @@ pytestmark = pytest.mark.slow
 def train_here(job: Job) -> tuple[float, RungResult | Failed]:
     """The real training, taking one unit of virtual time."""
     try:
-        return 1.0, pretrain(job.spec, job.folder, job.rung)
+        return 1.0, pretrain(job.spec, job.folder, job.rung, parallel=job.parallel)
     except UsageError as error:
         return 1.0, Failed(job, f"UsageError: {error}", machine=False)
+    except Stalled as error:
+        return 1.0, Failed(job, f"Stalled: {error}", machine=True)
 
 
 MAKE: dict[str, Callable[[], Executor]] = {
@@ -67,13 +70,20 @@ def test_every_job_ends_in_one_event_and_frees_its_slot(executor: Executor, corp
 
 
 def test_a_fault_of_the_trial_is_told_with_its_reason(executor: Executor, corpus: Corpus, tmp_path: Path) -> None:
-    executor.submit(job(corpus, tmp_path, 0, piece=10**6))
+    executor.submit(job(corpus, tmp_path, 0, piece=6000, pieces=1))
     (event,) = events(executor, 1)
     assert isinstance(event, Failed) and not event.machine
     assert event.reason.startswith("UsageError: recipe.documents")
     assert not list((tmp_path / "0").glob("step-*")), "it was found out only after training"
     executor.submit(job(corpus, tmp_path, 1))
     assert isinstance(events(executor, 1)[0], Finished)
+
+
+def test_a_stalled_loader_is_a_fault_of_the_machine(executor: Executor, corpus: Corpus, tmp_path: Path) -> None:
+    executor.submit(replace(job(corpus, tmp_path, 0), parallel=Parallel(patience=1e-9)))
+    (event,) = events(executor, 1)
+    assert isinstance(event, Failed) and event.machine
+    assert event.reason.startswith("Stalled: the loader gave no batch")
 
 
 def test_stop_ends_running_jobs_and_they_can_go_on(executor: Executor, corpus: Corpus, tmp_path: Path) -> None:

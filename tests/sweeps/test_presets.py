@@ -7,6 +7,7 @@ from sweeps.config import load
 
 @pytest.mark.parametrize("preset", ["section5", "unpublished", "fullscale"])
 def test_published_rates(preset: str) -> None:
+    assert load(preset).metric == "continue"
     recipe = load(preset).recipe
     optim = recipe.optim
     assert (optim.kind, optim.scaling) == ("adamw", "none")

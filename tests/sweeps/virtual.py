@@ -29,7 +29,13 @@ def result_of(job: Job) -> RungResult:
     step = recipe.rung_steps()[job.rung - 1]
     tokens = step * recipe.piece * recipe.pieces
     loss = loss_of(job.spec, job.rung)
-    heldout = Heldout({"parallel": loss}, {"parallel": 0.5}, {"parallel": [loss]}, {"parallel": [(0, loss)]})
+    losses = {"parallel": loss, "reconstruct": loss, "continue": 4 - loss}  # the last ranks the other way
+    heldout = Heldout(
+        losses,
+        dict.fromkeys(losses, 0.5),
+        {task: [value] for task, value in losses.items()},
+        {task: [(0, value)] for task, value in losses.items()},
+    )
     return RungResult(job.rung, step, tokens, 1.0, loss, heldout, [(tokens, loss, 1.0)], [])
 
 

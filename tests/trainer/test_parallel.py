@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from search_space.errors import UsageError
-from tests.tiny import RECIPE
-from tests.trainer.ranks import spec
+from tests.trainer.ranks import LAST, spec
 from tests.trainer.test_pretrain import assert_same, weights
 from trainer import checkpoint
 from trainer.corpus import Corpus
@@ -19,22 +18,26 @@ from trainer.parallel import Parallel
 from trainer.pretrain import pretrain
 from trainer.trial import RungResult
 
-LAST = len(RECIPE.rungs)
 ROOT = Path(__file__).parents[2]
 
 
-def torchrun(corpus: Corpus, folder: Path, *arguments: str, ranks: int = 2) -> RungResult | None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["-m", "tests.trainer.ranks", str(corpus.folder), str(folder), *arguments]
+@pytest.fixture(scope="module")
+def two_ranks(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks of torchrun have trained (see `tests.trainer.ranks`)."""
+    home = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.trainer.ranks", str(corpus.folder), str(home)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    path = RungResult.path(folder, LAST)
-    return RungResult.load(path) if path.exists() else None
+    return home
 
 
-def assert_close(folder: Path, result: RungResult | None, other_folder: Path, other: RungResult) -> None:
+def result_of(folder: Path) -> RungResult:
+    return RungResult.load(RungResult.path(folder, LAST))
+
+
+def assert_close(folder: Path, result: RungResult, other_folder: Path, other: RungResult) -> None:
     """But for the order of sums, which Muon's bfloat16 iteration enlarges."""
-    assert result is not None
     assert (result.step, result.tokens) == (other.step, other.tokens)
     for task, losses in other.heldout.documents.items():
         assert result.heldout.documents[task] == pytest.approx(losses, rel=1e-3)
@@ -46,22 +49,14 @@ def assert_close(folder: Path, result: RungResult | None, other_folder: Path, ot
 @pytest.fixture(scope="module")
 def alone(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RungResult]:
     folder = tmp_path_factory.mktemp("alone")
-    return folder, pretrain(spec(str(corpus.folder)), folder, LAST)
-
-
-@pytest.fixture(scope="module")
-def sharded(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RungResult]:
-    folder = tmp_path_factory.mktemp("sharded")
-    result = torchrun(corpus, folder, "fsdp", "1")
-    assert result is not None
-    return folder, result
+    return folder, pretrain(spec(corpus.folder), folder, LAST)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_accumulation_changes_only_the_order_of_sums(
     corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path, accumulate: int
 ) -> None:
-    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST, parallel=Parallel(accumulate=accumulate))
+    result = pretrain(spec(corpus.folder), tmp_path, LAST, parallel=Parallel(accumulate=accumulate))
     assert_close(tmp_path, result, *alone)
 
 
@@ -69,48 +64,33 @@ def test_accumulation_changes_only_the_order_of_sums(
 def test_loader_processes_change_nothing(
     corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path, loaders: int
 ) -> None:
-    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST, parallel=Parallel(loaders=loaders))
+    result = pretrain(spec(corpus.folder), tmp_path, LAST, parallel=Parallel(loaders=loaders))
     assert_same(tmp_path, result, *alone)
 
 
 def test_recomputed_activations_change_nothing(corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path) -> None:
-    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST, parallel=Parallel(recompute=True))
+    result = pretrain(spec(corpus.folder), tmp_path, LAST, parallel=Parallel(recompute=True))
     assert_same(tmp_path, result, *alone)
 
 
 @pytest.mark.slow
-def test_two_sharded_ranks_train_as_one_process(
-    alone: tuple[Path, RungResult], sharded: tuple[Path, RungResult]
-) -> None:
-    assert_close(*sharded, *alone)
+@pytest.mark.parametrize("name", ["sharded", "parallel"])
+def test_two_ranks_train_as_one_process(alone: tuple[Path, RungResult], two_ranks: Path, name: str) -> None:
+    assert_close(two_ranks / name, result_of(two_ranks / name), *alone)
 
 
 @pytest.mark.slow
-def test_two_data_parallel_ranks_train_as_one_process(
-    corpus: Corpus, alone: tuple[Path, RungResult], tmp_path: Path
-) -> None:
-    """Each in two batches a step."""
-    assert_close(tmp_path, torchrun(corpus, tmp_path, "ddp", "2"), *alone)
+def test_stopped_ranks_go_on_bit_for_bit(two_ranks: Path) -> None:
+    stopped, whole = two_ranks / "stopped", two_ranks / "sharded"
+    assert_same(stopped, result_of(stopped), whole, result_of(whole))
 
 
 @pytest.mark.slow
-def test_stopped_ranks_go_on_bit_for_bit(corpus: Corpus, sharded: tuple[Path, RungResult], tmp_path: Path) -> None:
-    """The wish to stop reaches one rank only."""
-    assert torchrun(corpus, tmp_path, "fsdp", "1", "7") is None
-    assert (tmp_path / "step-000000007.safetensors").exists()
-    result = torchrun(corpus, tmp_path, "fsdp", "1")
-    assert result is not None
-    assert_same(tmp_path, result, *sharded)
-
-
-@pytest.mark.slow
-def test_one_process_goes_on_from_two_sharded_ranks(
-    corpus: Corpus, sharded: tuple[Path, RungResult], tmp_path: Path
-) -> None:
+def test_one_process_goes_on_from_two_sharded_ranks(corpus: Corpus, two_ranks: Path, tmp_path: Path) -> None:
     """Another number of ranks and another strategy read the same checkpoint, and on from the same step."""
-    folder, whole = sharded
+    folder, whole = two_ranks / "sharded", result_of(two_ranks / "sharded")
     (tmp_path / "step-000000010.safetensors").hardlink_to(folder / "step-000000010.safetensors")
-    result = pretrain(spec(str(corpus.folder)), tmp_path, LAST)
+    result = pretrain(spec(corpus.folder), tmp_path, LAST)
     assert_close(tmp_path, result, folder, whole)
     assert result.curve[:10] == whole.curve[:10]  # what two ranks had trained
     states = [checkpoint.read(f / "step-000000012.safetensors")["optimizer_states"][0] for f in (folder, tmp_path)]

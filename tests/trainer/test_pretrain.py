@@ -54,13 +54,15 @@ def test_rung_by_rung_equals_straight_through(corpus: Corpus, whole: tuple[Path,
     assert_same(tmp_path, pretrain(spec(corpus), tmp_path, LAST), *whole)
 
 
-@pytest.mark.parametrize("at", [1, 5, 6, 11])
+@pytest.mark.parametrize(("at", "loaders"), [(1, 0), (5, 2), (6, 0), (11, 1)])
 def test_stopped_and_continued_equals_uninterrupted(
-    corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path, at: int
+    corpus: Corpus, whole: tuple[Path, RungResult], tmp_path: Path, at: int, loaders: int
 ) -> None:
+    """Also with another number of loader processes."""
     with pytest.raises(Interrupted, match=str(at)):
         pretrain(spec(corpus), tmp_path, LAST, progress=lambda step, tokens: step < at)
-    assert_same(tmp_path, pretrain(spec(corpus), tmp_path, LAST), *whole)
+    continued = pretrain(spec(corpus), tmp_path, LAST, parallel=Parallel(loaders=loaders))
+    assert_same(tmp_path, continued, *whole)
 
 
 def test_a_rung_that_was_reached_is_read_not_trained(corpus: Corpus, whole: tuple[Path, RungResult]) -> None:
