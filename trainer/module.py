@@ -51,6 +51,9 @@ class CompressorModule(LightningModule):
             assert self.device_mesh is not None, "the strategy has set it"
             shard(self.model, self.device_mesh)
 
+    def on_train_start(self) -> None:
+        self._trained = [w for w in self.parameters() if w.requires_grad]  # once: a walk takes half a millisecond
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Sum over the scored positions; `configure_gradient_clipping` divides by their number in the whole step."""
         loss = self.model.loss(batch)
@@ -67,13 +70,20 @@ class CompressorModule(LightningModule):
             dist.all_reduce(both)
             total, tokens = both
         self.step_loss = total / tokens
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, ranks / tokens)  # ranks average what they have
-        torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.optim.clip)
+        torch._foreach_mul_([w.grad for w in self._trained if w.grad is not None], ranks / tokens)  # ranks average
+        torch.nn.utils.clip_grad_norm_(self._trained, self.recipe.optim.clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if not self._totals:  # the step is over; gradients need not wait for the next one
-            self.zero_grad(set_to_none=True)
+            for weight in self._trained:
+                weight.grad = None
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Done in `on_train_batch_end`."""
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Without a walk through the batch where it is there already."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         loss, right = self.model.scores(batch)

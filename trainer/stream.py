@@ -56,7 +56,7 @@ class Source:
 
     @lru_cache(maxsize=2)  # noqa: B019  (lives as long as the trial)
     def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
-        """The order of the pieces and, in it, where each ends.
+        """The order of the pieces and, in it, where each begins.
 
         A large one is shuffled by shards, and piece by piece among a few shards.
         """
@@ -64,13 +64,13 @@ class Source:
         order = rng.permutation(len(self._length))
         shards = rng.permutation(int(self._shard.max()) + 1) // SHARDS_AT_ONCE
         order = order[np.argsort(shards[self._shard[order]], kind="stable")]
-        return order, np.cumsum(self._length[order])
+        length = self._length[order]
+        return order, np.cumsum(length) - length
 
     def between(self, start: int, stop: int) -> Iterator[Piece]:
         """The pieces whose first token is in [start, stop) of the stream."""
         for epoch in range(start // self.tokens, -(-stop // self.tokens)):
-            order, end = self._epoch(epoch)
-            begin = end - self._length[order]
+            order, begin = self._epoch(epoch)
             a, b = np.searchsorted(begin, [start - epoch * self.tokens, stop - epoch * self.tokens])
             for i in order[a:b].tolist():
                 yield Piece(int(self._document[i]), int(self._start[i]), int(self._length[i]), epoch)
@@ -78,9 +78,9 @@ class Source:
     def seen(self, stop: int) -> int:
         """Tokens of the pieces that begin before `stop`."""
         epoch, rest = divmod(stop, self.tokens)
-        order, end = self._epoch(epoch)
-        before = int(np.searchsorted(end - self._length[order], rest))
-        return epoch * self.tokens + (int(end[before - 1]) if before else 0)
+        order, begin = self._epoch(epoch)
+        before = int(np.searchsorted(begin, rest))
+        return epoch * self.tokens + (int(begin[before - 1] + self._length[order[before - 1]]) if before else 0)
 
 
 class TrainingSamples:
