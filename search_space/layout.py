@@ -161,6 +161,16 @@ class _Text:
         self.source = self.first[self.sample] + self.start
         self.wrapped, self.raw = np.flatnonzero(wrapped), np.flatnonzero(~wrapped.astype(bool))
 
+    def scored(self, index: Ints) -> tuple[NDArray[np.bool], Ints]:
+        """Of each raw token, by its `index` in its sample, whether it is scored, and how many came since the span.
+
+        It is scored by the element before it, the first of a segment by the tag that closed the span; what begins a
+        sample has none before it.
+        """
+        length = (self.stop - self.start)[self.raw]
+        quiet = np.repeat(self.quiet[self.sample[self.raw]], length)
+        return index >= np.maximum(quiet, 1), index - np.maximum(quiet, np.repeat(self.start[self.raw], length))
+
 
 class _Grid:
     """Sequences packed into rows, which are filled column by column.
@@ -305,11 +315,7 @@ def _decoder_inputs(
         (at.raw, raw_index),
         (at.asked, place_asked),
     )
-    # A raw token is scored by the element before it, the first of a segment by the tag that closed the span; one that
-    # begins its sample has none before it.
-    quiet = np.repeat(text.quiet[text.sample[raw]], length[raw])
-    told = raw_index >= np.maximum(quiet, 1)
-    since = raw_index - np.maximum(quiet, np.repeat(text.start[raw], length[raw]))
+    told, since = text.scored(raw_index)
     before = at.raw[told] - 1
     target = grid.fill(-1, (before, raw_token[told]), (at.asked, text.token[asked_source])).view(-1)[grid.place]
     offset = grid.fill(0, (before, since[told]), (at.asked, place_asked)).view(-1)[grid.place]

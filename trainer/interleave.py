@@ -76,12 +76,14 @@ def document(length: int, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def chat(messages: Sequence[Message], length: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """The published rule for chats (paper section 3); no cut where no message can be wrapped.
+    """The published rule for chats (paper section 3); no cut where there is no answer, or nothing else.
 
     Wrapped are stretches of the messages that are not the assistant's, since those are what is asked of the model.
     Per message, with probability 0.5 all of it, else up to three regions: below 32 tokens always all, to 200 one, to
     600 one or two, above one to three, covering 80 to 100% of it, with raw gaps of 5% between them.
     """
+    if not any(role == ANSWERS for role, _, _ in messages):
+        return ()
     wrapped: list[tuple[int, int]] = []
     for role, start, stop in messages:
         if role == ANSWERS or start == stop:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -45,6 +45,7 @@ class CompressorModule(LightningModule):
         self.heldout = Heldout({}, {}, {}, {})
         self._totals: list[Tensor] = []  # (loss, tokens) of the step's batches
         self._scores: list[Scores] = []
+        self._trained: list[nn.Parameter] = []
 
     def configure_model(self) -> None:
         if self.parallel.strategy == "fsdp":

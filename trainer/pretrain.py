@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,36 +66,49 @@ def pretrain(
     with _memory(clock):
         module = CompressorModule(spec.design, spec.size, spec.recipe, spec.seed, parallel)
         trainer = _trainer(spec.recipe, clock, parallel, device)
-        if trainer.is_global_zero:
+        rank = trainer.global_rank
+        if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
                 scratch.unlink(missing_ok=True)
-        heldout: Any = heldout_batches(corpus, spec.recipe, spec.design, spec.size, trainer.global_rank, parallel.ranks)
-        start, clock.recovered = checkpoint.newest(folder, clock.stop)
-        first = checkpoint.step_of(start) if start else 0
-        if first < clock.stop:
-            ranks = (parallel.accumulate, trainer.global_rank, parallel.ranks)
-            steps = Microbatches(samples, spec.design, spec.size, corpus.specials, first, *ranks)
-            loader = DataLoader(steps, batch_size=None, num_workers=parallel.loaders)
-            with closing(Patient(loader, parallel.patience)) as batches:
-                trainer.fit(module, batches, ckpt_path=start, weights_only=False)
-            if clock.interrupted:
-                raise Interrupted(f"stopped at step {clock.step}")
-            start = None
-        else:  # killed between the rung's checkpoint and its evaluation
-            assert start is not None
-            clock.load_state_dict(checkpoint.read(start)["callbacks"][clock.state_key])
-        trainer.validate(module, DataLoader(heldout, batch_size=None), start, verbose=False, weights_only=False)
+        heldout: Any = heldout_batches(corpus, spec.recipe, spec.design, spec.size, rank, parallel.ranks)
+
+        def batches(first: int) -> DataLoader[Batch]:
+            part = (first, parallel.accumulate, rank, parallel.ranks)
+            steps = Microbatches(samples, spec.design, spec.size, corpus.specials, *part)
+            return DataLoader(steps, batch_size=None, num_workers=parallel.loaders)
+
+        weights = _train(trainer, module, clock, batches)
+        trainer.validate(module, DataLoader(heldout, batch_size=None), weights, verbose=False, weights_only=False)
     if not all(map(math.isfinite, module.heldout.loss.values())):
         raise Diverged(f"held-out loss is {module.heldout.loss} at step {clock.step}")
     curve = clock.curve
     result = RungResult(
         rung, clock.step, clock.tokens(), clock.seconds, curve[-1][1], module.heldout, curve, clock.recovered
     )
-    if trainer.is_global_zero:
+    if rank == 0:
         result.save(folder)
     trainer.strategy.barrier()  # until it is written
     return result
+
+
+def _train(
+    trainer: Trainer, module: CompressorModule, clock: "_Clock", batches: Callable[[int], DataLoader[Batch]]
+) -> Path | None:
+    """Go on from the newest good checkpoint to where the clock stops; `batches` are those from a step on.
+
+    The checkpoint that holds the weights, or None where the module does.
+    """
+    start, clock.recovered = checkpoint.newest(clock.folder, clock.stop)
+    first = checkpoint.step_of(start) if start else 0
+    if start and first == clock.stop:  # killed between the rung's checkpoint and its evaluation
+        clock.load_state_dict(checkpoint.read(start)["callbacks"][clock.state_key])
+        return start
+    with closing(Patient(batches(first), module.parallel.patience)) as ahead:
+        trainer.fit(module, ahead, ckpt_path=start, weights_only=False)
+    if clock.interrupted:
+        raise Interrupted(f"stopped at step {clock.step}")
+    return None
 
 
 @contextmanager

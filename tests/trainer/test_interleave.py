@@ -79,8 +79,8 @@ def test_a_chat_is_wrapped_message_by_message(chat: tuple[list[Message], int], s
     messages, length = chat
     cuts = interleave.chat(messages, length, np.random.default_rng(seed))
     others = [m for m in messages if m[0] != "assistant"]
-    if not cuts:  # nothing to wrap, or nothing but what is wrapped
-        assert not others or len(others) == len(messages)
+    assert bool(cuts) == (0 < len(others) < len(messages))
+    if not cuts:  # no answer, or nothing else
         return
     wrapped = covered(cuts, length)
     for role, start, stop in messages:
