@@ -9,7 +9,6 @@ import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from search_space.errors import UsageError
 from trainer.parallel import Parallel
 from trainer.pretrain import pretrain
 from trainer.trial import RungResult, TrialSpec
@@ -20,10 +19,9 @@ __all__ = ["pretrain_on_ray"]
 def pretrain_on_ray(spec: TrialSpec, folder: Path, rung: int, parallel: Parallel) -> RungResult:
     """`trainer.pretrain.pretrain` with one Ray Train worker per rank, on the cluster that Ray is connected to.
 
-    `folder` must be one that all nodes share. Raises what `pretrain` raises, and `UsageError` for one process.
+    `folder` must be one that all nodes share, and the strategy one of many ranks. Raises Ray's error around what
+    `pretrain` raises.
     """
-    if parallel.strategy == "one":
-        raise UsageError("parallel.strategy: Ray Train runs ddp or fsdp; one process needs no Ray")
     gpu = torch.cuda.is_available()
     config = {"spec": spec, "folder": str(folder.resolve()), "rung": rung, "parallel": asdict(parallel)}
     scaling: Any = ScalingConfig(num_workers=parallel.ranks, use_gpu=gpu, resources_per_worker={"CPU": 1})

@@ -17,9 +17,11 @@ from rich.table import Table
 
 from lclab.commands.options import AsJson, HomePath, Overrides
 from lclab.console import make_console
+from search_space.errors import UsageError
 
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
+    from trainer.parallel import Parallel
     from trainer.trial import RungResult, TrialSpec
 
 __all__ = ["train"]
@@ -45,6 +47,7 @@ def train(
     config = load(preset, overrides or [])
     chosen, size = Design.parse(design), config.model_size()
     size.of(chosen)  # refuses what does not fit
+    _check_launch(config.parallel, ray)
     from trainer.heldout import check_fit
     from trainer.prepare import prepare
 
@@ -54,9 +57,11 @@ def train(
     check_fit(corpus, config.recipe, config.parallel)
     spec = TrialSpec(chosen, size, config.recipe, seed, str(corpus.folder.resolve()))
     folder = home / "train" / f"{config.name}-{chosen.name}-seed{seed}"
+    if leads:
+        _claim(folder, spec)
     run = _by_ray if ray else _here
     try:
-        result = run(config, spec, _same(folder, spec), console)
+        result = run(config, spec, folder, console)
     except (KeyboardInterrupt, Interrupted):
         console.print("\nStopped; nothing is lost. The same command continues.")
         raise typer.Exit(130) from None
@@ -66,17 +71,25 @@ def train(
         _show(console, result, folder)
 
 
-def _same(folder: Path, spec: "TrialSpec") -> Path:
-    """`folder`, which belongs to `spec` from now on. Raises `UsageError` where it belongs to another."""
-    from search_space.errors import UsageError
+def _check_launch(parallel: "Parallel", ray: bool) -> None:
+    """Raise `UsageError` where the processes that there are, or will be, are not those of `parallel`."""
+    if ray and parallel.strategy == "one":
+        raise UsageError("parallel.strategy: Ray Train runs ddp or fsdp; one process needs no --ray")
+    started = int(os.environ.get("WORLD_SIZE", parallel.ranks))  # as torchrun says
+    if started != parallel.ranks:
+        raise UsageError(
+            f"parallel.devices: {started} processes were started for {parallel.ranks} ranks; make them equal"
+        )
 
+
+def _claim(folder: Path, spec: "TrialSpec") -> None:
+    """`folder` belongs to `spec` from now on. Raises `UsageError` where it belongs to another."""
     settings = json.dumps(asdict(spec), indent=1)
     about = folder / "spec.json"
     if about.exists() and about.read_text() != settings:
         raise UsageError(f"name: {folder} was begun with other settings; give this run a name with name=NEW")
     folder.mkdir(parents=True, exist_ok=True)
     about.write_text(settings)
-    return folder
 
 
 def _here(config: "SweepConfig", spec: "TrialSpec", folder: Path, console: Console) -> "RungResult":

@@ -71,6 +71,7 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "mean-w5-causal-mlp-O0-n4", str(MINI)], ["window", "5"]),
         (["train", "mean-w16-causal-mlp-O0-n4-dec_d64", str(MINI)], ["embeddings", "separate"]),
         (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "parallel.devices=2"], ["parallel.strategy", "ddp or fsdp"]),
+        (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "--ray"], ["parallel.strategy", "ddp or fsdp"]),
         (["sweep", "run", str(MINI), "parallel.strategy=ddp"], ["parallel.strategy", "lclab train"]),
         (["sweep", "run", str(MINI), "recipe.format=published"], ["metric", "choose continue"]),
         (["demo", "trials=0"], ["trials", "at least 1"]),
