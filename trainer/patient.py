@@ -22,6 +22,7 @@ class Patient:
 
     def __init__(self, loader: Iterable[Any], seconds: float) -> None:
         self._loader, self._seconds = loader, seconds
+        self._source: Any = None  # the loader's iterator
         self._batches: Queue[tuple[Any, BaseException | None]] = Queue(AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fetch, name="batches", daemon=True)
@@ -56,7 +57,14 @@ class Patient:
                     continue
 
     def close(self) -> None:
-        """End the thread, unless it hangs. A thread at work while Python shuts down can abort the process."""
+        """End the thread and the loader's worker processes, also one that hangs.
+
+        A thread at work while Python shuts down can abort the process; and workers left to the garbage collector would
+        live on in a process that trains many trials.
+        """
         self._closed.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout=10 * _BLINK)
+        if self._thread.ident is None:
+            return
+        self._thread.join(timeout=10 * _BLINK)
+        if hasattr(self._source, "_shutdown_workers"):  # torch's own way, which it offers in no other form
+            self._source._shutdown_workers()

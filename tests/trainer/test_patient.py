@@ -1,5 +1,6 @@
 """Batches come in order whatever asks for them, and a loader that hangs is told from one that ends."""
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ def test_batches_come_in_order_and_end() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_of_torch_goes_through(workers: int) -> None:
     loader = DataLoader(Numbers(9), batch_size=None, num_workers=workers)
-    assert list(Patient(loader, 60)) == list(range(9))
+    patient = Patient(loader, 60)
+    assert list(patient) == list(range(9))
+    patient.close()
 
 
 def test_an_error_of_the_loader_comes_out() -> None:
@@ -47,9 +50,11 @@ def test_an_error_of_the_loader_comes_out() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_that_hangs_is_a_stall(workers: int) -> None:
-    batches = iter(Patient(DataLoader(Numbers(9, hang_at=3), batch_size=None, num_workers=workers), 1.5))
+    patient = Patient(DataLoader(Numbers(9, hang_at=3), batch_size=None, num_workers=workers), 1.5)
     with pytest.raises(Stalled, match=r"^the loader gave no batch for 1\.5 s$"):
-        list(batches)
+        list(patient)
+    patient.close()
+    assert not multiprocessing.active_children()
 
 
 def test_who_stops_reading_leaves_no_thread_behind() -> None:
