@@ -11,10 +11,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PROMPTS", "Message", "chat", "curriculum", "document"]
+__all__ = ["PROMPTS", "Turn", "chat", "curriculum", "document"]
 
 Floats = NDArray[np.float64]
-Message = tuple[str, int, int]
+Turn = tuple[str, int, int]
 """Role, start and stop in tokens."""
 
 TRAINABLE = 8192  # raw tokens of a document above twice as many (paper section 3)
@@ -75,7 +75,7 @@ def document(length: int, rng: np.random.Generator) -> tuple[int, ...]:
     return _cuts(sizes, length)
 
 
-def chat(messages: Sequence[Message], length: int, rng: np.random.Generator) -> tuple[int, ...]:
+def chat(messages: Sequence[Turn], length: int, rng: np.random.Generator) -> tuple[int, ...]:
     """The published rule for chats (paper section 3); no cut where there is no answer, or nothing else.
 
     Wrapped are stretches of the messages that are not the assistant's, since those are what is asked of the model.

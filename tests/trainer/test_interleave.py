@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from search_space.layout import Sample
 from trainer import interleave
-from trainer.interleave import Message
+from trainer.interleave import Turn
 
 seeds = st.integers(0, 10_000)
 lengths = st.one_of(st.integers(16, 40_000), st.integers(16, 300), st.integers(16_380, 16_390))
@@ -56,7 +56,7 @@ def test_every_number_of_pairs_comes_up() -> None:
 
 
 @st.composite
-def chats(draw: st.DrawFn) -> tuple[list[Message], int]:
+def chats(draw: st.DrawFn) -> tuple[list[Turn], int]:
     """Messages end to end."""
     messages, at = [], 0
     for _ in range(draw(st.integers(1, 6))):
@@ -75,7 +75,7 @@ def covered(cuts: tuple[int, ...], length: int) -> np.ndarray:
 
 
 @given(chats(), seeds)
-def test_a_chat_is_wrapped_message_by_message(chat: tuple[list[Message], int], seed: int) -> None:
+def test_a_chat_is_wrapped_message_by_message(chat: tuple[list[Turn], int], seed: int) -> None:
     messages, length = chat
     cuts = interleave.chat(messages, length, np.random.default_rng(seed))
     others = [m for m in messages if m[0] != "assistant"]
