@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.corpus import digest_of
 from trainer.sources import Source
-from trainer.units import SPLITS, digest_of
+from trainer.units import SPLITS
 
 __all__ = ["assemble"]
 

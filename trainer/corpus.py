@@ -20,10 +20,9 @@ from tokenizers import Tokenizer
 from search_space.errors import UsageError
 from search_space.layout import Specials
 
-__all__ = ["FORMAT", "IN_MEMORY", "Corpus", "Split", "is_corpus"]
+__all__ = ["FORMAT", "Corpus", "Split", "digest_of", "is_corpus"]
 
 FORMAT = 2  # part of a corpus's key: raise it when the layout of a corpus folder changes
-IN_MEMORY = 2**25  # tokens, 128 MB: a split up to here may be read in any order; a larger one is better read by shards
 OPEN_SHARDS = 256
 
 
@@ -106,7 +105,7 @@ class Corpus:
     def _verify(self) -> None:
         for name, digest in self.manifest["files"].items():
             file = self.folder / name
-            if not file.is_file() or _digest(file) != digest:
+            if not file.is_file() or digest_of(file) != digest:
                 what = "differs from its checksum" if file.is_file() else "is missing"
                 raise UsageError(f"corpus: shard {file} {what}; delete the folder {self.folder} to rebuild it")
 
@@ -123,6 +122,6 @@ class Corpus:
         return Split(self.folder / "heldout")
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

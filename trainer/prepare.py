@@ -30,11 +30,11 @@ from tokenizers import Tokenizer
 
 from search_space.errors import UsageError
 from trainer.assemble import assemble
-from trainer.corpus import FORMAT, Corpus, is_corpus
+from trainer.corpus import FORMAT, Corpus, digest_of, is_corpus
 from trainer.rows import Rows
 from trainer.sources import Source, Unit, find, units_of
 from trainer.tokenizer import SMALLEST_VOCAB, load, specials_of, texts_of, train, vocab_of, with_specials
-from trainer.units import Look, begin_worker, digest_of, documents, encode_unit, look_at, write_whole
+from trainer.units import Look, begin_worker, documents, encode_unit, look_at, write_whole
 
 __all__ = ["CorpusConfig", "Plan", "Watch", "build", "prepare"]
 

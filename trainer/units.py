@@ -3,7 +3,6 @@
 Both leave one result under a name that appears when it is whole; a unit whose result exists is not done again.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -23,11 +22,12 @@ from litdata.streaming.writer import BinaryWriter
 from numpy.typing import NDArray
 
 from search_space.errors import UsageError
+from trainer.corpus import digest_of
 from trainer.records import Document, Problem, Slice, read
 from trainer.sources import Unit
 from trainer.tokenizer import Encoded, Encoder
 
-__all__ = ["SPLITS", "Look", "Shards", "begin_worker", "digest_of", "encode_unit", "look_at", "write_whole"]
+__all__ = ["SPLITS", "Look", "Shards", "begin_worker", "encode_unit", "look_at", "write_whole"]
 
 SPLITS = ("train", "heldout")
 SHARD = 2**26  # bytes, what LitData advises
@@ -196,11 +196,6 @@ def begin_worker() -> None:
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def digest_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
