@@ -9,7 +9,6 @@ With several ranks each of them calls it; the first one writes.
 
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from search_space.layout import Batch
 from trainer import checkpoint
+from trainer.clock import Clock
 from trainer.corpus import Corpus
 from trainer.heldout import heldout_batches
 from trainer.module import CompressorModule
@@ -33,10 +32,8 @@ from trainer.strategies import lightning_strategy
 from trainer.stream import Microbatches, TrainingSamples
 from trainer.trial import Diverged, Interrupted, OutOfMemory, Progress, RungResult, TrialSpec
 
-__all__ = ["pretrain"]
+__all__ = ["fit", "make_trainer", "pretrain"]
 
-CURVE_POINTS = 60  # per trial
-KEPT = 2  # checkpoints: the newest, and the one before it should the newest be damaged
 # What torch says for CUDA, for its CPU allocator, and for oneDNN, whose kernels take memory of their own.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
 
@@ -58,14 +55,13 @@ def pretrain(
     reached = RungResult.path(folder, rung)
     if reached.exists():
         return RungResult.load(reached)
-    _quiet()
     parallel = parallel or Parallel()
     corpus = Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
     samples = TrainingSamples(corpus, spec.recipe, spec.seed)
-    clock = _Clock(spec, samples, folder, rung, progress)
+    clock = Clock(spec, samples, folder, rung, progress)
     with _memory(clock):
         module = CompressorModule(spec.design, spec.size, spec.recipe, spec.seed, parallel)
-        trainer = _trainer(spec.recipe, clock, parallel, device)
+        trainer = make_trainer(spec.recipe, clock, parallel, device)
         rank = trainer.global_rank
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +74,7 @@ def pretrain(
             steps = Microbatches(samples, spec.design, spec.size, corpus.specials, *part)
             return DataLoader(steps, batch_size=None, num_workers=parallel.loaders)
 
-        weights = _train(trainer, module, clock, batches)
+        weights = fit(trainer, module, clock, batches)
         trainer.validate(module, DataLoader(heldout, batch_size=None), weights, verbose=False, weights_only=False)
     if not all(map(math.isfinite, module.heldout.loss.values())):
         raise Diverged(f"held-out loss is {module.heldout.loss} at step {clock.step}")
@@ -92,8 +88,8 @@ def pretrain(
     return result
 
 
-def _train(
-    trainer: Trainer, module: CompressorModule, clock: "_Clock", batches: Callable[[int], DataLoader[Batch]]
+def fit(
+    trainer: Trainer, module: CompressorModule, clock: Clock, batches: Callable[[int], DataLoader[Batch]]
 ) -> Path | None:
     """Go on from the newest good checkpoint to where the clock stops; `batches` are those from a step on.
 
@@ -112,7 +108,7 @@ def _train(
 
 
 @contextmanager
-def _memory(clock: "_Clock") -> Generator[None]:
+def _memory(clock: Clock) -> Generator[None]:
     """Name the error that torch has for each of its allocators, and Python for its own."""
     try:
         yield
@@ -122,77 +118,8 @@ def _memory(clock: "_Clock") -> Generator[None]:
         raise OutOfMemory(f"out of memory after step {clock.step}: {' '.join(str(error).split())[:200]}") from error
 
 
-class _Clock(Callback):
-    """Keeps curve and time, writes checkpoints, watches for divergence and for the wish to stop."""
-
-    def __init__(self, spec: TrialSpec, samples: TrainingSamples, folder: Path, rung: int, progress: Progress) -> None:
-        self.folder, self.progress = folder, progress
-        self.stop = spec.recipe.rung_steps()[rung - 1]
-        self.recipe = spec.recipe
-        self.every = max(1, spec.recipe.steps // CURVE_POINTS)
-        self._samples = samples
-        self.step, self.seconds, self.interrupted = 0, 0.0, False
-        self.curve: list[tuple[int, float, float]] = []
-        self.recovered: list[str] = []
-        self._losses: list[Tensor] = []
-        self._since = 0.0
-
-    def tokens(self) -> int:
-        return self._samples.raw_tokens(self.step)
-
-    def state_dict(self) -> dict[str, Any]:
-        pending = torch.stack(self._losses) if self._losses else torch.zeros(0)
-        return {"step": self.step, "seconds": self._elapsed(), "curve": self.curve, "pending": pending}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.step, self.seconds, self.curve = state_dict["step"], state_dict["seconds"], state_dict["curve"]
-        self._losses = list(state_dict["pending"])
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self.step:  # a batch of a step that goes on
-            return
-        self.step += 1
-        assert isinstance(pl_module, CompressorModule)
-        self._losses.append(pl_module.step_loss.detach().clone())
-        if self.step % self.every == 0 or self.step == self.stop:
-            self._mark()
-        self.interrupted = self._wants_to_stop(trainer) and self.step < self.stop
-        if self.step % self.recipe.checkpoint_every == 0 or self.step == self.stop or self.interrupted:
-            self._checkpoint(trainer)
-        trainer.should_stop = self.interrupted
-
-    def _wants_to_stop(self, trainer: Trainer) -> bool:
-        """Whether any rank was asked to."""
-        wish = not self.progress(self.step, self.tokens())
-        return trainer.strategy.reduce_boolean_decision(wish, all=False) if trainer.world_size > 1 else wish
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = self._elapsed()
-        self._since = 0.0
-
-    def _elapsed(self) -> float:
-        return self.seconds + (time.perf_counter() - self._since if self._since else 0.0)
-
-    def _mark(self) -> None:
-        loss = float(torch.stack(self._losses).mean())
-        if not math.isfinite(loss):
-            raise Diverged(f"training loss is {loss} at step {self.step}")
-        self.curve.append((self.tokens(), loss, self.recipe.rate_at(self.step - 1)))
-        self._losses.clear()
-
-    def _checkpoint(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.folder / f"step-{self.step:09d}.safetensors", weights_only=False)
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.safetensors"), key=checkpoint.step_of)[:-KEPT]:
-                old.unlink(missing_ok=True)
-
-
-def _trainer(recipe: Recipe, clock: _Clock, parallel: Parallel, device: torch.device | None) -> Trainer:
+def make_trainer(recipe: Recipe, clock: Clock, parallel: Parallel, device: torch.device | None) -> Trainer:
+    _quiet()
     return Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         strategy=lightning_strategy(parallel, device),
@@ -205,7 +132,7 @@ def _trainer(recipe: Recipe, clock: _Clock, parallel: Parallel, device: torch.de
         plugins=[checkpoint.SafetensorsIO()],
         logger=False,
         use_distributed_sampler=False,  # `Microbatches` divides a step
-        enable_checkpointing=False,  # `_Clock` decides when
+        enable_checkpointing=False,  # `Clock` decides when
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -10,8 +10,8 @@ one CPU thread or on a GPU. A step is forward, backward, clipping, optimizer and
   taken alone in its precision. Floor over step is what is called MFU on a GPU, but of the rate that matrix products
   reach and not of the one in the data sheet. No GPU has been measured yet.
 - `loading`: batches per second of the trainer's loader with nobody using them.
-- `lightning`: `pretrain` as it is, and between its steps the same steps in a bare loop, twice, in turns. What the
-  second bare loop takes over the first one is noise.
+- `lightning`: the trainer's steps in Lightning's loop, and between them the same steps on the same batches in a bare
+  loop, twice, in turns. What the second bare loop takes over the first one is noise.
 
 Time per axis is what `lclab bench model` measures.
 """
@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -39,8 +40,11 @@ from search_space.cost import forward_flops
 from search_space.design import Design
 from search_space.layout import Batch, lay_out
 from search_space.loss import CHUNK_BYTES, chunk_positions
+from trainer.clock import Clock
+from trainer.module import CompressorModule
+from trainer.parallel import Parallel
 from trainer.patient import Patient
-from trainer.pretrain import pretrain
+from trainer.pretrain import fit, make_trainer
 from trainer.recipe import precision_of
 from trainer.trial import TrialSpec
 
@@ -94,8 +98,8 @@ class Loader:
 
 @dataclass(frozen=True)
 class Lightning:
-    """Seconds of a step by `pretrain` and in a bare loop, medians. ratio: median of the steps' ratios; noise: the same
-    of the bare loop to itself. loss: nats per scored token over all steps, by `pretrain` and in the bare loop."""
+    """Seconds of a step in Lightning's loop and in a bare one, medians. ratio: median of the steps' ratios; noise: the
+    same of the bare loop to itself. loss: nats per scored token over all steps, in either."""
 
     seconds: float
     bare: float
@@ -186,29 +190,33 @@ def _load(work: Work, workers: int) -> float:
 
 
 def lightning(work: Work, tick: Tick) -> Lightning:
-    """`pretrain` and the bare loop step by step, so that the same minute strikes both."""
-    clock, shuffle, batches = clock_of(work.device), random.Random(SEED).shuffle, work.batches(work.total)
+    """Lightning and the bare loop step by step, so that the same minute strikes both."""
+    clock_now, shuffle, batches = clock_of(work.device), random.Random(SEED).shuffle, work.batches(work.total)
     loops = {name: Loop(work, work.design, work.size) for name in ("bare", "again")}
     taken: dict[str, list[float]] = {name: [] for name in ("lightning", *loops)}
-    order, since = list(loops), clock()
+    order, since = list(loops), clock_now()
 
     def between(step: int, tokens: int) -> bool:
         nonlocal since
-        taken["lightning"].append(clock() - since)
+        taken["lightning"].append(clock_now() - since)
         tick(f"Lightning and a bare loop, step {step} of {work.total}")
         shuffle(order)
         for name in order:
-            start = clock()
+            start = clock_now()
             loops[name].ours(batches[step - 1])
-            taken[name].append(clock() - start)
-        since = clock()
+            taken[name].append(clock_now() - start)
+        since = clock_now()
         return True
 
-    spec = TrialSpec(work.design, work.size, work.measured(), SEED, str(work.corpus.folder))
+    recipe = work.measured()
+    spec = TrialSpec(work.design, work.size, recipe, SEED, str(work.corpus.folder))
     with tempfile.TemporaryDirectory() as folder:
-        result = pretrain(spec, Path(folder), 1, between)
+        clock = Clock(spec, work.samples(), Path(folder), 1, between)
+        module = CompressorModule(work.design, work.size, recipe, SEED)
+        made: Any = batches  # by the bare loop's hand, so that both are given the same
+        fit(make_trainer(recipe, clock, Parallel(), None), module, clock, lambda _: DataLoader(made, batch_size=None))
     ours, bare, again = (times[work.steps :] for times in taken.values())
-    losses = result.train_loss, loops["bare"].loss(0)
+    losses = clock.curve[-1][1], loops["bare"].loss(0)
     return Lightning(
         median(ours), median(bare), _paired(ours, bare, work.steps), _paired(again, bare, work.steps), losses
     )
