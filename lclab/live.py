@@ -53,7 +53,7 @@ class Live:
 
 
 def _done(snapshot: Snapshot) -> float:
-    ended = sum(snapshot.states.get(s, 0) for s in ("complete", "pruned", "fail"))
+    ended = sum(snapshot.states.get(s, 0) for s in ("complete", "pruned", "failed", "infeasible"))
     return ended + sum(share for _, share in snapshot.running.values())
 
 
@@ -62,7 +62,7 @@ def describe(snapshot: Snapshot) -> str:
     count = snapshot.states.get
     parts = [
         f"{count('complete', 0)} done, {count('pruned', 0)} pruned"
-        + (f", {count('fail', 0)} failed" if count("fail") else "")
+        + "".join(f", {count(state)} {state}" for state in ("failed", "infeasible") if count(state))
         + f", {len(snapshot.running)} running of {snapshot.trials}",
         f"{snapshot.speed:,.0f} tokens/s",
     ]

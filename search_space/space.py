@@ -1,7 +1,7 @@
 """A space: the choices of each axis, and the designs they span; or a list of designs.
 
-Conditional axes are asked for only where they mean something, and with the choices that fit the ones already made, so
-that a search spends no trial on twins or on what cannot be built.
+An axis is asked for only where it means something and leaves a choice, with the choices that fit the ones already made,
+so that a search spends no trial on twins or on what cannot be built.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,6 +94,9 @@ class Space:
                 continue
             choices = self.axes()[axis.name]
             fitting = [value for value in choices if _fits(axis, value, chosen)]
+            if len(fitting) == 1:
+                chosen[axis.name] = fitting[0]
+                continue
             narrowed = len(fitting) < len(choices)
             chosen[axis.name] = pick(f"{axis.name} at ratio {chosen['ratio']}" if narrowed else axis.name, fitting)
         return Design(**chosen)

@@ -18,9 +18,20 @@ from trainer.parallel import Parallel
 from trainer.prepare import CorpusConfig
 from trainer.recipe import Recipe, precision_of
 
-__all__ = ["PRESETS", "SweepConfig", "dump", "load", "presets"]
+__all__ = ["PRESETS", "Limits", "SweepConfig", "dump", "load", "presets"]
 
 PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a trial may take; one that takes more is infeasible. None: no limit.
+    memory: GB (10^9 bytes) at the peak of a training step, by the memory model, known before training.
+    seconds: of training a trial to its end, known when it gets there.
+    """
+
+    memory: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,17 @@ class SweepConfig:
     controls: trained once each, to give the losses a meaning.
     ablations: train every design that differs from the baseline in one choice before the sampler takes over.
     trials: how many in all. Where ablations and sampler want more, `trials` wins.
-    sampler, pruner: from Optuna. startup: complete trials before the pruner may prune.
-    workers: trials at a time. threads: of each. address: a Ray cluster to use (`auto` on one of its machines), else
-    one is started here. retries: of a trial after a fault of the machine.
+    sampler: `grid` plans every member of the space, the others choose after what is planned (see `sweeps.search`).
+    replicates: seeds of every design that the grid or the sampler chooses.
+    pruner: see `sweeps.pruning`. startup: complete trials before TPE learns and the median prunes.
+    keep: how many go on after the cut-off. factor: of halving, one in so many goes on.
+    objectives: what is minimised; `prefill` is FLOPs per raw token. limits: what makes a trial infeasible.
+    workers: trials at a time. threads, gpus: of each process that trains; 0.5 GPUs lets two share one.
+    address: a Ray cluster to use (HOST:PORT, `auto` on one of its machines, ray://HOST:PORT), else one is started here.
+    study_url, tracking_url, artifacts_url: where Optuna's study, MLflow's tracking and its artifacts are kept, such as
+    postgresql://USER@HOST/DATABASE and s3://BUCKET/FOLDER; in the home folder where empty.
+    retries: of a trial after a fault of the machine. timeout: seconds without a step after which a
+    trial is taken to hang; its start and its evaluations count.
     """
 
     name: str = "sweep"
@@ -44,13 +63,23 @@ class SweepConfig:
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     ablations: bool = True
     trials: int = 16
-    sampler: Literal["tpe", "random"] = "tpe"
-    pruner: Literal["median", "none"] = "median"
+    sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
+    replicates: int = 1
+    pruner: Literal["none", "median", "halving", "wilcoxon", "cutoff"] = "median"
     startup: int = 4
+    keep: int = 4
+    factor: int = 2
+    objectives: list[Literal["loss", "prefill"]] = field(default_factory=lambda: ["loss"])
+    limits: Limits = field(default_factory=Limits)
     workers: int = 2
     threads: int = 1
+    gpus: float = 0.0
     address: str = ""
     retries: int = 2
+    timeout: float = 1800.0
+    study_url: str = ""
+    tracking_url: str = ""
+    artifacts_url: str = ""
     space: Space = field(default_factory=Space)
     size: Size = field(default_factory=Size)
     recipe: Recipe = field(default_factory=Recipe)
@@ -59,15 +88,20 @@ class SweepConfig:
 
     def check(self) -> None:
         """Raise `UsageError` for the first field that cannot be; nothing has been written by then."""
-        limits = {"seeds": 1, "trials": 1, "workers": 1, "threads": 1, "startup": 0, "retries": 0}
-        for name, least in limits.items():
+        ones = dict.fromkeys(["seeds", "trials", "workers", "threads", "replicates", "keep"], 1)
+        for name, least in {**ones, "startup": 0, "retries": 0, "factor": 2}.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name}: {getattr(self, name)} is not at least {least}")
+        for name, limit in vars(self.limits).items():
+            if limit is not None and not limit > 0:
+                raise UsageError(f"limits.{name}: {limit} is not above 0")
+        self._check_objectives()
         if not self.name or set(self.name) & set("/\\ ") or self.name.startswith("."):
             raise UsageError(f"name: {self.name!r} cannot be the name of a folder")
         for control in self.controls:
             if control not in CONTROLS:
                 raise UsageError(f"controls: {control!r} is not one of {', '.join(CONTROLS)}")
+        self._check_places()
         self.space.check()
         self.recipe.check()
         self.corpus.check()
@@ -77,6 +111,26 @@ class SweepConfig:
         if outside:
             raise UsageError(f"baseline: {self.baseline} is outside the space, {outside}; set baseline= or that axis")
         self._check_size()
+
+    def _check_places(self) -> None:
+        """Where trials run and what is known of them is kept."""
+        share = self.gpus != int(self.gpus)
+        if self.gpus < 0 or (share and (self.gpus > 1 or self.parallel.strategy != "one")):
+            raise UsageError(f"gpus: {self.gpus} is neither a whole number nor, where a trial is one process, a share")
+        if self.study_url and self.study_url == self.tracking_url:  # both keep an `alembic_version` there
+            raise UsageError("tracking_url: is study_url; Optuna and MLflow want a database each")
+
+    def _check_objectives(self) -> None:
+        several = len(self.objectives) > 1
+        if self.objectives not in (["loss"], ["loss", "prefill"]):
+            raise UsageError(f"objectives: {self.objectives} is neither [loss] nor [loss, prefill]")
+        if self.sampler == "nsga2" and not several:
+            raise UsageError("sampler: nsga2 wants objectives=[loss,prefill]; with one objective: tpe, random, grid")
+        if self.pruner != "none" and several:
+            raise UsageError(
+                f"pruner: {self.pruner} judges the loss alone and would prune what is cheap; with objectives="
+                "[loss,prefill]: none"
+            )
 
     def _check_size(self) -> None:
         """Every design fits the size, and no two are the same at it."""
@@ -108,6 +162,10 @@ class SweepConfig:
         plan += [(baseline.but(control=name), 0, "control") for name in self.controls]
         if self.ablations:
             plan += [(design, 0, "arm") for design in self.space.neighbours(baseline)]
+        if self.sampler == "grid":
+            have = {(design, seed) for design, seed, _ in plan}
+            grid = ((design, seed) for seed in range(self.replicates) for design in self.space.members())
+            plan += [(d, seed, "baseline" if d == baseline else "arm") for d, seed in grid if (d, seed) not in have]
         return plan[: self.trials]
 
 

@@ -1,7 +1,7 @@
 """Where a sweep keeps things, and the lock that lets one driver at a time write there.
 
 runs/                     home, shared by all sweeps
-  optuna.db  mlflow.db  mlartifacts/  corpora/
+  optuna.db  mlflow.db  mlartifacts/  corpora/      the first three may be elsewhere: study_url, tracking_url, ...
   <sweep>/sweep.yaml      resolved configuration    <sweep>/corpus.txt  which of the corpora
   <sweep>/trials/0007/    checkpoints and rung results of trial 7
   <sweep>/trials.parquet  the tidy table     <sweep>/curves.parquet  training curves
@@ -9,16 +9,19 @@ runs/                     home, shared by all sweeps
 """
 
 import os
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 from filelock import FileLock, Timeout
 
 from search_space.errors import UsageError
 
-__all__ = ["Home", "SweepFolder"]
+__all__ = ["Home", "SweepFolder", "hide", "reachable", "setting_up"]
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,37 @@ class SweepFolder:
 
 @dataclass(frozen=True)
 class Home:
+    """study, tracking, artifacts: URLs of servers and stores that are used in place of the home's own files."""
+
     path: Path
+    study: str = ""
+    tracking: str = ""
+    artifacts: str = ""
+
+    def of(self, config: Any) -> "Home":
+        """This home with the URLs of a sweep's configuration, or of what was saved of one."""
+        names = {"study": "study_url", "tracking": "tracking_url", "artifacts": "artifacts_url"}
+        return replace(self, **{field: getattr(config, name, None) or "" for field, name in names.items()})
+
+    def saved(self, name: str) -> "Home":
+        """This home with the URLs of a sweep that was run."""
+        from omegaconf import OmegaConf
+
+        return self.of(OmegaConf.load(self.existing(name).config))
 
     @property
     def study_url(self) -> str:
-        return f"sqlite:///{self.path.resolve()}/optuna.db"
+        return self.study or f"sqlite:///{self.path.resolve()}/optuna.db"
 
     @property
     def tracking_url(self) -> str:
-        return f"sqlite:///{self.path.resolve()}/mlflow.db"
+        return self.tracking or f"sqlite:///{self.path.resolve()}/mlflow.db"
 
-    @property
-    def artifacts(self) -> Path:
-        return self.path.resolve() / "mlartifacts"
+    def artifacts_of(self, name: str) -> str | None:
+        """Where the artifacts of a sweep go; None where an MLflow server knows best."""
+        if self.artifacts:
+            return f"{self.artifacts.rstrip('/')}/{name}"
+        return None if self.tracking.startswith("http") else f"file://{self.path.resolve()}/mlartifacts/{name}"
 
     @property
     def corpora(self) -> Path:
@@ -127,3 +148,49 @@ class Home:
             known = ", ".join(self.sweeps()) or "none yet"
             raise UsageError(f"sweep: {name!r} is not in {self.path} (there: {known})")
         return self.sweep(name)
+
+
+def hide(text: str) -> str:
+    """`text` with the passwords of URLs in it made unreadable."""
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+
+
+def reachable(field: str, url: str) -> None:
+    """Raise `UsageError` where no database answers at `url`, or nothing is installed that speaks with it."""
+    if url.startswith("sqlite:"):
+        return
+    from sqlalchemy.exc import SQLAlchemyError  # here: half a second that `--help` need not take
+
+    try:
+        with _connected(url):
+            pass
+    except ImportError as error:
+        needed = "pip install 'latent-context-lab[postgres]'" if url.startswith("postgres") else error
+        raise UsageError(f"{field}: nothing installed here speaks with {hide(url)}: {needed}") from error
+    except SQLAlchemyError as error:
+        reason = hide(str(error).splitlines()[0])[:300]
+        raise UsageError(f"{field}: no database answers at {hide(url)}: {reason}") from error
+
+
+@contextmanager
+def setting_up(url: str) -> Generator[None]:
+    """While a database may have to be created: two sweeps that create its tables at once would stumble.
+
+    On PostgreSQL one process at a time, wherever it runs. SQLite files are locked as they are.
+    """
+    if not url.startswith("postgres"):
+        yield
+        return
+    from sqlalchemy import text
+
+    with _connected(url) as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": crc32(b"lclab")})  # ends with the connection
+        yield
+
+
+@contextmanager
+def _connected(url: str) -> Generator[Any]:
+    from sqlalchemy import NullPool, create_engine
+
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        yield connection

@@ -1,30 +1,39 @@
-"""The ledger of a sweep: Optuna's study, driven by ask and tell. It is the truth that everything else shows.
+"""The ledger of a sweep: which trial is trained next, and what becomes of it. The scheduling of a sweep, without time.
 
 Notable choices:
-- planned trials (baseline seeds, controls, ablations) are enqueued, the rest is the sampler's; a design the sampler
-  proposes again gets its next seed, so that no design is trained twice with the same seed;
-- a trial carries its design, seed and role as attributes; what was asked but not finished stays RUNNING and is taken
+- planned trials (baseline seeds, controls, ablations, a grid) come first, the rest is the sampler's; a design the
+  sampler proposes again gets its next seed, so that no design is trained twice with the same seed;
+- a trial carries its design, seed and role as attributes; what was begun but not finished stays RUNNING and is taken
   up again by the next driver;
-- controls are no compressors: a constraint marks them infeasible, and their rung values are kept from the pruner.
+- a trial that waits for a pruner's decision holds no worker;
+- controls are no compressors: a constraint marks them infeasible, and their losses are kept from the pruner;
+- a design that ran out of memory is not trained again, with whatever seed.
 """
 
-import warnings
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import nan
+from typing import Any
+from zlib import crc32
 
-import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search_space.design import Design
+from search_space.space import Pick
 from sweeps.config import SweepConfig
+from sweeps.pruning import Reached, make_pruner
+from sweeps.search import directions, make_sampler, metric_names
+from sweeps.study import Study, state_of
 from trainer.trial import RungResult
 
 __all__ = ["Assignment", "Ledger"]
 
-_RUNG = "rung {}"  # user attribute: value at a rung that the trial went on from
+_WENT_ON = "rung {}"  # attribute: value at a rung that the trial went on from
+_DOCUMENTS = "documents {}"  # attribute: losses of the documents at a rung
+# Constraints. A control is no compressor; by how much a trial does not fit is not known.
+_CONTROL, _MEMORY, _SECONDS, _UNFIT = "is a control", "limits.memory", "limits.seconds", "does not fit"
 
 
 @dataclass(frozen=True)
@@ -39,124 +48,259 @@ class Assignment:
 
 
 class Ledger:
-    """Opens the study of `config`, creating it where needed."""
+    """The sweep of `config`, whose study in `storage` is created where needed.
+
+    states: how many trials are in each. changed: numbers of trials to be shown anew; whoever shows them empties it.
+    """
 
     def __init__(self, config: SweepConfig, storage: str | BaseStorage) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.config = config
-        self.rungs = len(config.recipe.rungs)
-        self.study = optuna.create_study(
-            study_name=config.name,
-            storage=storage,
-            pruner=_pruner(config),
-            direction="minimize",
-            load_if_exists=True,
-        )
-        self.study.sampler = _sampler(config, seed=len(self.trials()))  # a continued sweep draws on, not again
+        self.config, self.rungs = config, len(config.recipe.rungs)
+        self.study = Study(config.name, directions(config), storage)
+        self.states: Counter[str] = Counter()
+        self.changed: set[int] = set()
+        self._pruner = make_pruner(config)
+        self._reached: list[dict[int, Reached]] = [{} for _ in range(self.rungs)]
+        self._level: Counter[int] = Counter()  # running compressors by the rungs they have reached
+        self._seeds: dict[str, set[int]] = {}
+        self._unfit: dict[str, str] = {}  # designs that cannot be trained, and why
+        self._ready: deque[int] = deque()  # trials that are to be trained further
+        self._waiting: list[list[int]] = [[] for _ in range(self.rungs)]  # for a decision, by rung
+        self._best: tuple[str, float] | None = None
+        self._planned = deque(config.planned())
+        for trial in self.trials():
+            self._recall(trial)
+        self._planned = deque((d, seed, role) for d, seed, role in self._planned if not self._begun(d, seed))
+        self._replicas = deque(self._missing())
 
-    def plan(self) -> None:
-        """Enqueue the trials that come before the sampler's, those that are not there yet."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self.study.set_metric_names([f"heldout_{self.config.metric}"])
-        have = {(t.user_attrs.get("design"), t.user_attrs.get("seed")) for t in self.trials()}
-        for design, seed, role in self.config.planned():
-            if (design.name, seed) not in have:
-                params = {} if role == "control" else self.config.space.answers(design)
-                self.study.enqueue_trial(params, {"design": design.name, "seed": seed, "role": role})
+    def take_up(self) -> None:
+        """Begin to drive the sweep: decide what an earlier driver left undecided. Who only reads does not call it."""
+        self.study.name_metrics(metric_names(self.config))
+        self._settle()
 
     def trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        return self.study.trials()
 
     def trial(self, number: int) -> FrozenTrial:
-        return self.trials()[number]
+        return self.study[number]
 
     def best(self) -> tuple[str, float] | None:
-        """Name and value of the best complete compressor so far."""
-        done = [t for t in self.trials() if t.state == TrialState.COMPLETE and t.user_attrs["role"] != "control"]
-        best = min(done, key=lambda t: t.value or 0.0, default=None)
-        return None if best is None else (best.user_attrs["design"], float(best.value or 0.0))
+        """Name and loss of the best complete and feasible compressor so far."""
+        return self._best
 
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return sum(t.state.is_finished() for t in self.trials()) >= self.config.trials
+        return len(self.study) - self.states["running"] >= self.config.trials
 
-    def unfinished(self) -> list[Assignment]:
-        """Trials that an earlier driver left running, oldest first."""
-        return [self._assign(t) for t in self.trials() if t.state == TrialState.RUNNING]
+    def next(self) -> Assignment | None:
+        """What to train next, trials that go on before new ones; None where nothing is to be trained now."""
+        while not self._ready and len(self.study) < self.config.trials:
+            self._begin()
+        return self._assignment(self._ready.popleft()) if self._ready else None
 
-    def ask(self) -> Assignment | None:
-        """The next trial, or None when there are as many as the sweep wants."""
-        trials = self.trials()
-        started = [t for t in trials if t.state != TrialState.WAITING]
-        if len(started) >= self.config.trials:
-            return None
-        return self._assign(self.study.ask())
+    def record(self, number: int, result: RungResult) -> None:
+        """Take note of a rung.
 
-    def record(self, number: int, result: RungResult) -> str:
-        """Take note of a rung: `continue`, or `pruned` or `complete` when that ended the trial.
-
-        What says that the rung is done is written last, so that a driver killed in here is followed by one that
-        takes the same note again, to the same effect.
+        What says that the trial went on from it, or ended there, is written last, so that a driver killed in here is
+        followed by one that takes the same note again, to the same effect.
         """
-        trial, frozen = self._open(number)
-        value, role = result.heldout.loss[self.config.metric], frozen.user_attrs["role"]
-        if role != "control" and result.tokens not in frozen.intermediate_values:
-            trial.report(value, step=result.tokens)
-        if result.rung == self.rungs:
-            if not frozen.constraints:
-                trial.set_constraint("is a control", 1.0 if role == "control" else -1.0)
-            self.study.tell(number, value)
-            return "complete"
-        if role == "arm" and trial.should_prune():
-            self.study.tell(number, state=TrialState.PRUNED)
-            return "pruned"
-        trial.set_user_attr(_RUNG.format(result.rung), value)
-        return "continue"
+        trial, value = self.study[number], result.heldout.loss[self.config.metric]
+        role, rung = trial.user_attrs["role"], result.rung
+        if role != "control" and result.tokens not in trial.intermediate_values:
+            documents = result.heldout.documents[self.config.metric] if self.config.pruner == "wilcoxon" else []
+            if documents and rung < self.rungs:
+                self.study.note(number, _DOCUMENTS.format(rung), documents)
+            self.study.report(number, result.tokens, value)
+            self._arrive(number, rung, value, documents)
+        if rung == self.rungs:
+            self._complete(number, result)
+        elif role == "arm":
+            self._waiting[rung - 1].append(number)
+        else:
+            self._go_on(number, rung, value)
+        self._settle()
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial that cannot be trained. It has no value."""
-        trial, _ = self._open(number)
-        trial.set_user_attr("reason", reason)
-        self.study.tell(number, state=TrialState.FAIL)
+        self.study.note(number, "reason", reason)
+        self._tell(number, TrialState.FAIL)
+        self._settle()
 
-    def retry(self, number: int, reason: str) -> bool:
-        """Count a fault of the machine; False when the trial has had its retries."""
-        trial, frozen = self._open(number)
-        faults = [*frozen.user_attrs.get("faults", []), reason]
-        trial.set_user_attr("faults", faults)
-        return len(faults) <= self.config.retries
+    def infeasible(self, number: int, reason: str) -> None:
+        """End a trial that does not fit the machine, and with it its design.
 
-    def _open(self, number: int) -> tuple[Trial, FrozenTrial]:
-        frozen = self.trial(number)
-        return Trial(self.study, frozen._trial_id), frozen
+        Told PRUNED, which is what samplers learn from where there is no value (see `sweeps.search`).
+        """
+        self._unfit[self.study[number].user_attrs["design"]] = reason
+        self.study.note(number, "reason", reason)
+        self.study.note(number, "infeasible", "design")
+        if max(self.study[number].constraints.values()) <= 0:
+            self.study.constrain(number, _UNFIT, 1.0)
+        self._tell(number, TrialState.PRUNED)
+        self._settle()
 
-    def _assign(self, trial: Trial | FrozenTrial) -> Assignment:
-        live, frozen = self._open(trial.number)
-        attrs = frozen.user_attrs
-        if attrs.get("role") != "control":
-            # Answers are kept by Optuna: asking again after a crash in the middle gives the same design.
-            design = self.config.space.choose(live.suggest_categorical)
-            if "design" not in attrs:
-                live.set_user_attr("seed", self._free_seed(design))
-                live.set_user_attr("role", "baseline" if design.name == self.config.baseline else "arm")
-                live.set_user_attr("design", design.name)  # last: it says that the others are there
-                attrs = self.trial(trial.number).user_attrs
-        done = sum(_RUNG.format(r) in attrs for r in range(1, self.rungs + 1))
-        return Assignment(trial.number, Design.parse(attrs["design"]), attrs["seed"], attrs["role"], done + 1)
+    def note_fault(self, number: int, reason: str) -> list[str]:
+        """Put a fault that was not the trial's on record; all of the trial's."""
+        faults = [*self.study[number].user_attrs.get("faults", []), reason]
+        self.study.note(number, "faults", faults)
+        self.changed.add(number)
+        return faults
 
-    def _free_seed(self, design: Design) -> int:
-        taken = {t.user_attrs["seed"] for t in self.trials() if t.user_attrs.get("design") == design.name}
+    def retry(self, number: int, reason: str, most: int | None = None) -> None:
+        """Let a trial go on after a fault of the machine, unless it has had its retries.
+
+        most: retries after this very reason.
+        """
+        faults = self.note_fault(number, reason)
+        if len(faults) > self.config.retries or (most is not None and faults.count(reason) > most):
+            self.fail(number, reason)
+        else:
+            self._ready.appendleft(number)
+
+    def _begin(self) -> None:
+        """A new trial, ready to be trained or, where its design is known not to fit, ended."""
+        # What a sampler draws hangs on the trial's number and what is known by then, not on when a driver was started.
+        self.study.optuna.sampler = make_sampler(self.config, crc32(f"{self.config.name} {len(self.study)}".encode()))
+        planned = self._planned.popleft() if self._planned else self._next_replica()
+        design, seed, role = planned or (None, None, None)
+
+        def choose(pick: Pick) -> dict[str, Any]:
+            chosen = design if design and role == "control" else self.config.space.choose(pick)
+            name = chosen.name
+            kind = role or ("baseline" if name == self.config.baseline else "arm")
+            return {"design": name, "seed": self._free_seed(name) if seed is None else seed, "role": kind}
+
+        answers = None if design is None else {} if role == "control" else self.config.space.answers(design)
+        number = self.study.new(choose, answers, self._constraints)
+        trial = self.study[number]
+        name = trial.user_attrs["design"]
+        self._recall(trial)
+        if design is None and trial.user_attrs["role"] == "arm":
+            self._replicas.extend((name, s) for s in range(self.config.replicates) if not self._begun(name, s))
+        if name in self._unfit:
+            self.infeasible(number, self._unfit[name])
+        elif trial.constraints.get(_MEMORY, 0.0) > 0:
+            limit = self.config.limits.memory
+            self.infeasible(number, f"a step needs {self._gigabytes(name):.2f} GB, limits.memory is {limit:g}")
+
+    def _next_replica(self) -> tuple[Design, int, str] | None:
+        """The next seed of a design that the sampler has chosen; None where it is to choose another."""
+        if not self._replicas:
+            return None
+        name, seed = self._replicas.popleft()
+        return Design.parse(name), seed, "arm"
+
+    def _constraints(self, attributes: Mapping[str, Any]) -> dict[str, float]:
+        known = {_CONTROL: 1.0 if attributes["role"] == "control" else -1.0}
+        if self.config.limits.memory is not None:
+            known[_MEMORY] = self._gigabytes(attributes["design"]) / self.config.limits.memory - 1
+        return known
+
+    def _gigabytes(self, design: str) -> float:
+        return self.config.cost(Design.parse(design)).memory / 1e9
+
+    def _recall(self, trial: FrozenTrial) -> None:
+        """Take a trial of the study into account, whatever has become of it."""
+        attrs, number, state = trial.user_attrs, trial.number, state_of(trial)
+        name = attrs["design"]
+        self._seeds.setdefault(name, set()).add(attrs["seed"])
+        self.states[state] += 1
+        self.changed.add(number)
+        if state == "running":
+            self._level[0] += attrs["role"] != "control"
+            self._ready.append(number)
+        for rung, step in enumerate(sorted(trial.intermediate_values), 1):
+            self._arrive(number, rung, trial.intermediate_values[step], attrs.get(_DOCUMENTS.format(rung), []))
+            undecided = attrs["role"] == "arm" and rung < self.rungs and _WENT_ON.format(rung) not in attrs
+            if state == "running" and undecided:
+                self._ready.remove(number)
+                self._waiting[rung - 1].append(number)
+        if trial.state == TrialState.COMPLETE:
+            self._finish(trial)
+        elif state == "infeasible" and attrs["infeasible"] == "design":
+            self._unfit[name] = attrs["reason"]
+
+    def _arrive(self, number: int, rung: int, value: float, documents: list[float]) -> None:
+        self._reached[rung - 1][number] = Reached(number, value, documents, complete=False)
+        if self.study[number].state == TrialState.RUNNING:
+            self._level[rung - 1] -= 1
+            self._level[rung] += 1
+
+    def _go_on(self, number: int, rung: int, value: float) -> None:
+        self.study.note(number, _WENT_ON.format(rung), value)
+        self.changed.add(number)
+        self._ready.appendleft(number)  # before new ones: it is warm
+
+    def _complete(self, number: int, result: RungResult) -> None:
+        attrs = self.study[number].user_attrs
+        limit = self.config.limits.seconds
+        if limit is not None and attrs["role"] != "control" and _SECONDS not in self.study[number].constraints:
+            self.study.constrain(number, _SECONDS, result.seconds / limit - 1)
+        values = [result.heldout.loss[self.config.metric]]
+        if len(self.config.objectives) > 1:
+            values.append(self.config.cost(Design.parse(attrs["design"])).prefill_flops)
+        if limit is not None and self.study[number].constraints.get(_SECONDS, 0.0) > 0:
+            self.study.note(number, "reason", f"trained for {result.seconds:.0f} s, limits.seconds is {limit:g}")
+            self.study.note(number, "infeasible", "trial")
+        self._tell(number, TrialState.COMPLETE, values)
+        self._finish(self.study[number])
+
+    def _finish(self, trial: FrozenTrial) -> None:
+        """Take a complete trial into account: it may be the best one, and it is what others are measured by."""
+        if trial.user_attrs["role"] == "control":
+            return
+        for reached in self._reached:
+            if trial.number in reached:
+                reached[trial.number] = replace(reached[trial.number], complete=True)
+        loss = (trial.values or [nan])[0]
+        if state_of(trial) == "complete" and (self._best is None or loss < self._best[1]):
+            self._best = trial.user_attrs["design"], loss
+
+    def _settle(self) -> None:
+        """Decide on the trials that wait; a pruner that lets many of them wait is asked about all after every event."""
+        for rung, waiting in enumerate(self._waiting, 1):
+            for number in list(waiting):
+                reached = self._reached[rung - 1]
+                decision = self._pruner.decide(number, rung, list(reached.values()), self._to_come(rung))
+                if decision == "wait":
+                    continue
+                waiting.remove(number)
+                if decision == "continue":
+                    self._go_on(number, rung, reached[number].value)
+                else:
+                    self._tell(number, TrialState.PRUNED)
+
+    def _to_come(self, rung: int) -> int:
+        """Compressors that may still reach `rung`."""
+        controls = sum(role == "control" for _, _, role in self._planned)
+        begun = sum(self._level[below] for below in range(rung))
+        return begun + max(0, self.config.trials - len(self.study) - controls)
+
+    def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
+        trial = self.study[number]
+        if trial.user_attrs["role"] != "control":
+            self._level[len(trial.intermediate_values)] -= 1
+        self.study.tell(number, state, values)
+        self.states["running"] -= 1
+        self.states[state_of(self.study[number])] += 1
+        if number in self._ready:
+            self._ready.remove(number)
+        self.changed.add(number)
+
+    def _assignment(self, number: int) -> Assignment:
+        attrs = self.study[number].user_attrs
+        done = sum(_WENT_ON.format(r) in attrs for r in range(1, self.rungs + 1))
+        return Assignment(number, Design.parse(attrs["design"]), attrs["seed"], attrs["role"], done + 1)
+
+    def _begun(self, design: Design | str, seed: int) -> bool:
+        return seed in self._seeds.get(design if isinstance(design, str) else design.name, ())
+
+    def _missing(self) -> Iterator[tuple[str, int]]:
+        """Seeds of the sampler's designs that an earlier driver did not get to."""
+        planned = {design.name for design, _, _ in self.config.planned()}
+        for name in self._seeds:
+            if name not in planned and Design.parse(name).control == "none":
+                yield from ((name, s) for s in range(self.config.replicates) if not self._begun(name, s))
+
+    def _free_seed(self, design: str) -> int:
+        taken = self._seeds.get(design, ())
         return next(s for s in range(len(taken) + 1) if s not in taken)
-
-
-def _sampler(config: SweepConfig, seed: int) -> BaseSampler:
-    if config.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, constant_liar=True, n_startup_trials=config.startup)
-
-
-def _pruner(config: SweepConfig) -> BasePruner:
-    if config.pruner == "none":
-        return NopPruner()
-    return MedianPruner(n_startup_trials=config.startup)

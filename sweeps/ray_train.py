@@ -1,36 +1,91 @@
-"""One trial on several devices or nodes of a Ray cluster, by Ray Train."""
+"""One trial on several devices or nodes of a Ray cluster, by Ray Train. Every rung starts its ranks anew."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
-from ray.train import RunConfig, ScalingConfig
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.train import ControllerError, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchTrainer, get_device
 
+from search_space.errors import UsageError
 from trainer.parallel import Parallel
 from trainer.pretrain import pretrain
-from trainer.trial import RungResult, TrialSpec
+from trainer.trial import Diverged, Interrupted, OutOfMemory, Progress, RungResult, Stalled, TrialSpec
 
-__all__ = ["pretrain_on_ray"]
+__all__ = ["RankDied", "pretrain_on_ray"]
+
+_OWN = (UsageError, Diverged, OutOfMemory, Interrupted, Stalled)  # what `pretrain` raises on purpose
+_LOST_TOUCH = ("gloo", "NCCL", "Connection reset", "Connection closed")  # what the others say of a rank that ended
 
 
-def pretrain_on_ray(spec: TrialSpec, folder: Path, rung: int, parallel: Parallel) -> RungResult:
+class RankDied(RayError):
+    """A rank's process or machine went away; the fault is the machine's."""
+
+
+def pretrain_on_ray(
+    spec: TrialSpec,
+    folder: Path,
+    rung: int,
+    parallel: Parallel,
+    threads: int = 1,
+    gpus: float | None = None,
+    listener: ActorHandle | None = None,
+) -> RungResult:
     """`trainer.pretrain.pretrain` with one Ray Train worker per rank, on the cluster that Ray is connected to.
 
-    `folder` must be one that all nodes share, and the strategy one of many ranks. Raises Ray's error around what
-    `pretrain` raises.
+    folder: one that all nodes share. parallel: of a strategy of many ranks. threads, gpus: of each rank; by default
+    one GPU where this process sees any. listener: an actor whose `hear(step, tokens)` is told of steps, as many as it
+    keeps up with, and says whether to go on.
+    Raises what `pretrain` raises, also `Interrupted` with a checkpoint written, and `RankDied`.
     """
-    gpu = torch.cuda.is_available()
-    config = {"spec": spec, "folder": str(folder.resolve()), "rung": rung, "parallel": asdict(parallel)}
-    scaling: Any = ScalingConfig(num_workers=parallel.ranks, use_gpu=gpu, resources_per_worker={"CPU": 1})
+    gpus = float(torch.cuda.is_available()) if gpus is None else gpus
+    config: dict[str, Any] = {"spec": spec, "folder": str(folder.resolve()), "rung": rung}
+    config |= {"parallel": asdict(parallel), "threads": threads, "listener": listener}
+    resources = {"CPU": threads} | ({"GPU": gpus} if gpus else {})
+    scaling: Any = ScalingConfig(num_workers=parallel.ranks, use_gpu=gpus > 0, resources_per_worker=resources)
     run: Any = RunConfig(name=f"rung-{rung}", storage_path=str(folder.resolve() / "ray"))
-    TorchTrainer(_rank, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+    try:
+        TorchTrainer(_rank, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+    except WorkerGroupError as error:
+        raise _cause(list(error.worker_failures.values())) from error
+    except ControllerError as error:
+        raise RankDied(" ".join(str(error.controller_failure).split())) from error
     return RungResult.load(RungResult.path(folder, rung))
 
 
+def _cause(failures: list[Exception]) -> Exception:
+    """Why the ranks ended: what one of them raised, not what the others made of its end."""
+    for failure in failures:
+        if isinstance(failure, _OWN):
+            return failure
+    if any(type(failure).__module__.startswith("ray.") for failure in failures):
+        return RankDied("a rank's process died")
+    bugs = [f for f in failures if not any(words in str(f) for words in _LOST_TOUCH)]
+    return bugs[0] if bugs else RankDied("the ranks lost touch with each other")
+
+
 def _rank(config: dict[str, Any]) -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    parallel = Parallel(**config["parallel"])
-    pretrain(config["spec"], Path(config["folder"]), config["rung"], parallel=parallel, device=get_device())
+    torch.set_num_threads(config["threads"])
+    parallel, leads = Parallel(**config["parallel"]), get_context().get_world_rank() == 0
+    told = _telling(config["listener"]) if leads and config["listener"] else lambda step, tokens: True
+    pretrain(config["spec"], Path(config["folder"]), config["rung"], told, parallel, get_device())
+
+
+def _telling(listener: ActorHandle) -> Progress:
+    """Tell `listener` of a step without waiting: its answer is looked at in a later one."""
+    asked: list[ray.ObjectRef[bool]] = []
+    go_on = True
+
+    def progress(step: int, tokens: int) -> bool:
+        nonlocal go_on
+        if asked and not ray.wait(asked, timeout=0)[0]:
+            return go_on
+        go_on = not asked or ray.get(asked.pop())
+        asked.append(listener.hear.remote(step, tokens))
+        return go_on
+
+    return progress

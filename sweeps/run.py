@@ -13,14 +13,14 @@ import torch
 
 from search_space.design import Design
 from search_space.errors import UsageError
-from sweeps.config import SweepConfig, differences, dump
+from sweeps.config import SweepConfig, differences, dump, load
 from sweeps.driver import Driver, Snapshot
 from sweeps.executor import Job
-from sweeps.home import Home, SweepFolder
+from sweeps.home import Home, SweepFolder, hide, reachable, setting_up
 from sweeps.ledger import Assignment, Ledger
 from sweeps.ray_executor import RayExecutor
 from sweeps.tables import write_tables
-from sweeps.tracking import MlflowView
+from sweeps.tracking import Aside, MlflowView
 from trainer.corpus import Corpus
 from trainer.heldout import check_fit
 from trainer.prepare import prepare
@@ -28,7 +28,19 @@ from trainer.trial import TrialSpec
 
 __all__ = ["Outcome", "run_sweep"]
 
-CHANGEABLE = {"trials", "seeds", "workers", "threads", "address", "retries", "parallel.loaders", "parallel.patience"}
+CHANGEABLE = {
+    "trials",
+    "seeds",
+    "workers",
+    "threads",
+    "gpus",
+    "address",
+    "retries",
+    "timeout",
+    "tracking_url",
+    "parallel.loaders",
+    "parallel.patience",
+}
 """Keys that may change when a sweep is continued: none of them changes what a trial computes."""
 
 Report = Callable[[SweepFolder], tuple[str, list[Path]]]
@@ -37,12 +49,14 @@ Report = Callable[[SweepFolder], tuple[str, list[Path]]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """frame: the tidy table. note: what the report says in one sentence. stopped: whether trials are left to run."""
+    """frame: the tidy table. note: what the report says in one sentence. stopped: whether trials are left to run.
+    trouble: why it stopped, where that was the machine's doing."""
 
     folder: SweepFolder
     frame: pd.DataFrame
     note: str
     stopped: bool
+    trouble: str = ""
 
 
 def run_sweep(
@@ -56,37 +70,44 @@ def run_sweep(
 
     Raises `UsageError` when another driver has it, or when it exists with other settings; nothing is written then.
     """
-    folder, resolved = home.sweep(config.name), dump(config)
-    if config.parallel.strategy != "one":
-        raise UsageError("parallel.strategy: a trial of a sweep is one process; `lclab train` runs ddp and fsdp")
+    home, folder, resolved = home.of(config), home.sweep(config.name), dump(config)
     if config.metric == "parallel" and config.recipe.format == "published":
         raise UsageError("metric: the published format trains no parallel reconstruction; choose continue")
     _refuse_changes(folder, resolved)
     _refuse_size(config)
+    reachable("study_url", home.study_url)
     say("Corpus: building or reusing tokenizer and shards")
     corpus = _corpus(config, home, folder)
     check_fit(corpus, config.recipe, config.parallel)
     with folder.locked():
         folder.config.write_text(resolved)
         folder.corpus.write_text(_known_as(corpus, home))
-        ledger = Ledger(config, home.study_url)
-        ledger.plan()
+        with setting_up(home.study_url):
+            ledger = Ledger(config, home.study_url)
 
         def job(trial: Assignment) -> Job:
             spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, str(corpus.folder.resolve()))
             return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve(), config.parallel)
 
-        view = MlflowView(ledger, home, corpus, resolved)
+        view, trouble = MlflowView(ledger, home, corpus, hide(resolved)), ""
         if not ledger.finished():
             say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
-            with closing(RayExecutor(config.workers, config.threads, config.address)) as executor:
-                driver = Driver(ledger, executor, job, view, watch)
+            with (
+                closing(Aside(view)) as aside,
+                closing(_executor(config)) as executor,
+            ):
+                driver = Driver(ledger, executor, job, aside, watch)
                 with _stopped_by_signals(driver):
                     driver.run()
+                trouble = driver.trouble
         frame = write_tables(ledger, folder)
         note, files = report(folder)
         view.close(note, files)
-    return Outcome(folder, frame, note, stopped=not ledger.finished())
+    return Outcome(folder, frame, note, not ledger.finished(), trouble)
+
+
+def _executor(config: SweepConfig) -> RayExecutor:
+    return RayExecutor(config.workers, config.threads, config.address, config.gpus, config.parallel)
 
 
 def _known_as(corpus: Corpus, home: Home) -> str:
@@ -113,7 +134,7 @@ def _corpus(config: SweepConfig, home: Home, folder: SweepFolder) -> Corpus:
 def _refuse_changes(folder: SweepFolder, resolved: str) -> None:
     if not folder.config.exists():
         return
-    changed = [k for k in differences(folder.config.read_text(), resolved) if k not in CHANGEABLE]
+    changed = [k for k in differences(hide(folder.config.read_text()), hide(resolved)) if k not in CHANGEABLE]
     if changed:
         raise UsageError(
             f"{changed[0]}: sweep {folder.path.name!r} exists with another value ({len(changed)} keys differ: "

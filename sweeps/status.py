@@ -1,13 +1,12 @@
 """Where a sweep stands, read from its study and folders without disturbing it."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 from sweeps.config import load
 from sweeps.driver import Snapshot
 from sweeps.home import Home
 from sweeps.ledger import Ledger
-from sweeps.tables import STATES
+from sweeps.study import state_of
 from trainer.trial import RungResult
 
 __all__ = ["Status", "TrialStatus", "read_status"]
@@ -42,23 +41,23 @@ class Status:
 def read_status(home: Home, name: str) -> Status:
     """Raises `UsageError` where there is no such sweep."""
     folder = home.existing(name)
-    ledger = Ledger(load(str(folder.config)), home.study_url)
+    config = load(str(folder.config))
+    ledger = Ledger(config, home.of(config).study_url)
     trials = []
     for trial in ledger.trials():
         attrs, results = trial.user_attrs, RungResult.load_all(folder.trial(trial.number))
         trials.append(
             TrialStatus(
                 number=trial.number,
-                design=attrs.get("design", "?"),
-                seed=attrs.get("seed", 0),
-                role=attrs.get("role", "arm"),
-                state=STATES.get(trial.state, "waiting"),
+                design=attrs["design"],
+                seed=attrs["seed"],
+                role=attrs["role"],
+                state=state_of(trial),
                 reason=attrs.get("reason"),
                 rung=len(results),
                 heldout=results[-1].heldout.loss[ledger.config.metric] if results else None,
             )
         )
-    states = Counter(t.state.name.lower() for t in ledger.trials())
     running = {t.number: (t.design, t.rung / ledger.rungs) for t in trials if t.state == "running"}
-    snapshot = Snapshot(ledger.config.trials, running, dict(states), ledger.best())
+    snapshot = Snapshot(ledger.config.trials, running, dict(+ledger.states), ledger.best())
     return Status(name, ledger.config.metric, folder.driver(), ledger.rungs, snapshot, trials)

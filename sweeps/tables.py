@@ -5,7 +5,7 @@ from math import nan
 from typing import Any
 
 import pandas as pd
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from analysis import table
 from search_space.cost import Cost
@@ -13,16 +13,10 @@ from search_space.design import Design
 from sweeps.config import load
 from sweeps.home import Home, SweepFolder
 from sweeps.ledger import Ledger
+from sweeps.study import state_of
 from trainer.trial import RungResult
 
 __all__ = ["refresh_tables", "write_tables"]
-
-STATES = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
 
 
 def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
@@ -32,8 +26,6 @@ def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for trial in ledger.trials():
-        if trial.state == TrialState.WAITING or "design" not in trial.user_attrs:
-            continue
         results = RungResult.load_all(folder.trial(trial.number))
         design = Design.parse(trial.user_attrs["design"])
         about = same | _about(trial, size.resolve(design), cost(design))
@@ -52,7 +44,7 @@ def refresh_tables(home: Home, name: str) -> pd.DataFrame:
     """The tables of a sweep as it stands, run by somebody else or by nobody. Raises `UsageError` if there is none."""
     folder = home.existing(name)
     config = load(str(folder.config))
-    return write_tables(Ledger(config, home.study_url), folder)
+    return write_tables(Ledger(config, home.of(config).study_url), folder)
 
 
 def _about(trial: FrozenTrial, resolved: Design, costs: Cost) -> dict[str, Any]:
@@ -63,7 +55,7 @@ def _about(trial: FrozenTrial, resolved: Design, costs: Cost) -> dict[str, Any]:
         "design": attrs["design"],
         "role": attrs["role"],
         "seed": attrs["seed"],
-        "state": STATES[trial.state],
+        "state": state_of(trial),
         "reason": attrs.get("reason"),
         "parameters": costs.parameters,
         "train_flops_per_token": costs.train_flops,

@@ -11,7 +11,9 @@ Names: params are the axes, `design`, `seed`; metrics are `train_loss`, `learnin
 
 import json
 import logging
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -21,15 +23,17 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from search_space.design import Design
 from sweeps.config import SweepConfig
-from sweeps.home import Home
+from sweeps.home import Home, hide, setting_up
 from sweeps.ledger import Ledger
+from sweeps.study import state_of
 from trainer.corpus import Corpus
 from trainer.trial import RungResult
 
-__all__ = ["MlflowView"]
+__all__ = ["Aside", "MlflowView"]
 
 STATUS = {
     TrialState.RUNNING: "RUNNING",
@@ -39,7 +43,10 @@ STATUS = {
 }
 UNFINISHED = "SCHEDULED"  # a trial or sweep that waits for the next driver
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens its view for chat traces
-LARGEST_BATCH = 1000  # metrics that MLflow takes at once
+FAULTS = (MlflowException, OSError, SQLAlchemyError)  # of the server, or of the way to it
+LARGEST_BATCH = 1000  # metrics, or runs, that MLflow takes at once
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""Of a request to a server: what does not get through is drawn again later."""
 _log = logging.getLogger(__name__)
 
 
@@ -49,10 +56,13 @@ class MlflowView:
     def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
         self._config: SweepConfig = ledger.config
         self._commit = get_git_commit(str(Path(__file__).parent)) or "unknown"
         self._runs: dict[int, str] = {}
+        self._shown: dict[int, tuple[str, str]] = {}  # trial -> state and rungs, as MLflow has them
         self._behind: set[int] = set()  # trials whose last update did not get through
         self._experiment = ""
         self._parent = ""
@@ -60,24 +70,23 @@ class MlflowView:
     @cached_property
     def client(self) -> MlflowClient:
         """Made at the first use, when Ray's workers are on their way: it takes seconds to make a new database."""
-        return MlflowClient(tracking_uri=self._home.tracking_url)
+        with setting_up(self._home.tracking_url):
+            return MlflowClient(tracking_uri=self._home.tracking_url)
 
-    def update(self, numbers: list[int]) -> None:
+    def update(self, numbers: Iterable[int]) -> None:
         """Bring these trials, and any that are behind, up to date."""
         self._behind.update(numbers)
         try:
             self._open()
             for number in sorted(self._behind):
-                trial = self._ledger.trial(number)
-                if trial.state != TrialState.WAITING:
-                    self._draw(trial)
+                self._draw(self._ledger.trial(number))
                 self._behind.discard(number)
-        except (MlflowException, OSError) as error:
+        except FAULTS as error:
             _log.warning("MLflow is behind by %d trials: %s", len(self._behind), _first_line(error))
 
     def close(self, note: str, artifacts: list[Path]) -> None:
         """The sweep has ended, or waits for its next driver: state, what was learnt, and files on the parent run."""
-        self.update([])
+        self.update(trial.number for trial in self._ledger.trials())
         unfinished = [t for t in self._ledger.trials() if not t.state.is_finished()]
         try:
             self._open()
@@ -89,7 +98,7 @@ class MlflowView:
                 return
             for run in [self._parent, *(self._run(t) for t in unfinished if t.state == TrialState.RUNNING)]:
                 self.client.update_run(run, UNFINISHED)
-        except (MlflowException, OSError) as error:
+        except FAULTS as error:
             _log.warning("MLflow was not told that the sweep ended: %s", _first_line(error))
 
     def _open(self) -> None:
@@ -99,7 +108,7 @@ class MlflowView:
         name = self._config.name
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            where = f"file://{self._home.artifacts}/{name}"
+            where = self._home.artifacts_of(name)
             self._experiment = self.client.create_experiment(name, where, EXPERIMENT_TAGS)
         else:
             self._experiment = experiment.experiment_id
@@ -107,7 +116,21 @@ class MlflowView:
         parent = self._find_or_create(name, tags).info.run_id
         self.client.log_text(parent, self._resolved, "sweep.yaml")
         self.client.update_run(parent, "RUNNING")
+        self._recall()
         self._parent = parent
+
+    def _recall(self) -> None:
+        """What MLflow has of the trials."""
+        token: str | None = None
+        while token != "":
+            page = self.client.search_runs([self._experiment], max_results=LARGEST_BATCH, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                if "lclab.trial" in tags:
+                    number = int(tags["lclab.trial"])
+                    self._runs[number] = run.info.run_id
+                    self._shown[number] = tags.get("lclab.state", ""), tags.get("lclab.rung", "")
+            token = page.token or ""
 
     def _find_or_create(self, name: str, tags: dict[str, str], start: int | None = None) -> Run:
         """The run that carries all `lclab.` tags."""
@@ -135,21 +158,23 @@ class MlflowView:
 
     def _draw(self, trial: FrozenTrial) -> None:
         """Everything known of a trial, onto its run."""
-        run, attrs = self._run(trial), trial.user_attrs
         results = RungResult.load_all(self._home.sweep(self._config.name).trial(trial.number))
+        now = state_of(trial), str(len(results))
+        if trial.state.is_finished() and self._shown.get(trial.number) == now:
+            return
+        run, attrs = self._run(trial), trial.user_attrs
         metrics = list(_metrics(trial, results))
-        tags = {"state": trial.state.name.lower(), "role": attrs["role"], "rung": len(results)}
-        tags |= {"design": attrs["design"], "seed": attrs["seed"]}
-        if "reason" in attrs:
-            tags["reason"] = attrs["reason"]
         for i in range(0, len(metrics), LARGEST_BATCH):
             self.client.log_batch(run, metrics=metrics[i : i + LARGEST_BATCH])
-        self.client.log_batch(run, tags=[RunTag(f"lclab.{k}", str(v)) for k, v in tags.items()])
         if trial.state.is_finished():
             assert trial.datetime_complete is not None
             self.client.set_terminated(run, STATUS[trial.state], int(trial.datetime_complete.timestamp() * 1000))
         else:
             self.client.update_run(run, STATUS[trial.state])
+        tags = {k: attrs[k] for k in ("role", "design", "seed", "reason") if k in attrs}
+        tags |= {"state": now[0], "rung": now[1]}  # with the last call: they say that all of this is there
+        self.client.log_batch(run, tags=[RunTag(f"lclab.{k}", str(v)) for k, v in tags.items()])
+        self._shown[trial.number] = now
 
     def _dataset(self) -> DatasetInput:
         manifest = self._corpus.manifest
@@ -157,6 +182,40 @@ class MlflowView:
         profile = json.dumps(manifest["counts"])
         dataset = Dataset(manifest["name"], manifest["hash"][:12], "local", source, profile=profile)
         return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+class Aside:
+    """Updates a view in a thread, so that a slow server or one that is away holds nobody up. To be closed."""
+
+    def __init__(self, view: MlflowView) -> None:
+        self._view = view
+        self._waiting: set[int] = set()
+        self._closed = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="MLflow", daemon=True)
+        self._thread.start()
+
+    def update(self, numbers: set[int]) -> None:
+        """Returns at once. Updates that come while another is under way are taken together."""
+        with self._news:
+            self._waiting |= numbers
+            self._news.notify()
+
+    def close(self) -> None:
+        """After the last update."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._waiting or self._closed)
+                numbers, self._waiting = self._waiting, set()
+            if not numbers:
+                return
+            self._view.update(numbers)
 
 
 def _metrics(trial: FrozenTrial, results: list[RungResult]) -> Iterator[Metric]:
@@ -187,4 +246,4 @@ def _milliseconds(trial: FrozenTrial) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return hide(str(error).splitlines()[0]) if str(error) else type(error).__name__

@@ -1,8 +1,10 @@
-"""`lclab bench`: how fast model and training are, as ratios measured in one run, and which learning rate is best."""
+"""`lclab bench`: how fast model and training are, as ratios measured in one run, which learning rate is best, and what
+a search costs."""
 
 import json
+import tempfile
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +17,26 @@ from lclab.commands.options import AsJson, HomePath, Overrides, Preset
 from lclab.console import make_console
 
 if TYPE_CHECKING:
+    from lclab.bench.engine import Driven, Real
     from lclab.bench.model import AxisCost, Speedup
     from lclab.bench.rates import BestRate
-    from lclab.bench.timing import Ratio
+    from lclab.bench.recorded import Recorded
+    from lclab.bench.sweep import Summary
+    from lclab.bench.timing import Ratio, Tick
     from lclab.bench.train import Lightning, Loader, Stepping
     from search_space.compressor import Size
     from search_space.design import Design
     from sweeps.config import SweepConfig
 
-__all__ = ["app", "model", "rates", "train"]
+__all__ = ["app", "model", "rates", "sweep", "train"]
+
+_DRIVEN: Any = (
+    ("random", "memory", 10_000),
+    ("tpe", "memory", 1_000),
+    ("random", "sqlite", 1_000),
+    ("tpe", "sqlite", 1_000),
+)
+"""Sampler, storage and trials whose driver is measured."""
 
 DesignName = Annotated[str, typer.Option("--design", help="Such as concat-w64-causal-mlp-O0-n8; else the baseline.")]
 
@@ -134,6 +147,82 @@ def rates(
         _show_rates(console, f"{chosen.name}, {config.name}'s recipe", found)
 
 
+@app.command("sweep")
+def sweep(
+    seeds: Annotated[int, typer.Option(help="Replays of each search.")] = 20,
+    trials: Annotated[int, typer.Option(help="Of a replayed sweep; 0 is as many as there are designs.")] = 0,
+    table: Annotated[Path | None, typer.Option(help="A recorded one; else that of the tests.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Train a table anew in this folder; half an hour.")] = None,
+    engine: Annotated[bool, typer.Option("--engine", help="Measure the driver's own time instead.")] = False,
+    real: Annotated[bool, typer.Option("--real", help="Measure trials of the demo on Ray instead.")] = False,
+    home: HomePath = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Replay sweeps on a table of real trainings, and measure what each search spends until it has the answer.
+
+    Minutes on 2 CPU cores. The engine's own time: --engine, virtual, and --real, on Ray, minutes each.
+    """
+    console = make_console(stderr=as_json)
+    found: dict[str, Any] = {}
+    with console.status("starting") as status:
+        if record:
+            from lclab.bench.recorded import record as train_table
+
+            found |= {"table": str(train_table(record, status.update))}
+        elif engine:
+            found |= {"engine": _engine(status.update)}
+        elif real:
+            found |= {"real": _real(home, status.update)}
+        else:
+            found |= _replayed(seeds, trials, table, status.update)
+    if as_json:
+        print(json.dumps(_finite(_plain(found))))
+    elif record:
+        console.print(found["table"], soft_wrap=True)
+    elif engine:
+        _show_engine(console, found["engine"])
+    elif real:
+        _show_real(console, found["real"])
+    else:
+        _show_searches(console, found["table"], found["searches"])
+
+
+def _replayed(seeds: int, trials: int, path: Path | None, tick: "Tick") -> "dict[str, Recorded | list[Summary]]":
+    """Every sampler with every pruner."""
+    from lclab.bench.recorded import TABLE, Recorded
+    from lclab.bench.sweep import PRUNERS, SAMPLERS, Search, table_of
+    from search_space.errors import UsageError
+
+    if seeds < 1 or trials < 0:
+        raise UsageError(f"seeds: {seeds} is not at least 1" if seeds < 1 else f"trials: {trials} is not at least 0")
+    recorded = Recorded.load(path or TABLE)
+    searches = [Search(s, p, trials=trials) for s in SAMPLERS for p in PRUNERS]
+    return {"table": recorded, "searches": list(table_of(searches, recorded, seeds, tick=tick))}
+
+
+def _engine(tick: "Tick") -> "list[Driven]":
+    from lclab.bench.engine import driven
+
+    found = []
+    for sampler, storage, trials in _DRIVEN:
+        tick(f"{trials:,} trials, {sampler}, {storage}")
+        found.append(driven(sampler, storage, trials))
+    return found
+
+
+def _real(home: Path, tick: "Tick") -> "Real":
+    """The demo's trials, longer."""
+    from lclab.bench.engine import real
+    from sweeps.config import load
+    from trainer.prepare import prepare
+
+    config = load("demo", ["recipe.steps=700"])
+    corpus = prepare(config.corpus, home / "corpora", config.workers)
+    tick("trials on Ray")
+    with tempfile.TemporaryDirectory() as folder:
+        return real(config, corpus, Path(folder), trials=4)
+
+
 def _configured(preset: str, overrides: list[str] | None, design: str) -> "tuple[SweepConfig, Design]":
     """The configuration and the design, which fits its size. Raises `UsageError`."""
     from search_space.design import Design
@@ -162,7 +251,58 @@ def _finite(value: Any) -> Any:
     """JSON has no word for a number that is not finite."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Dataclasses as dictionaries; of a recorded table what it comes to."""
+    from lclab.bench.recorded import Recorded
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Recorded):
+            about = {"designs": len(value.designs), "seeds": value.seeds, "within_noise": value.contenders}
+            return about | {"sigma": value.sigma, "spread": float(value.truth_D.std()), "about": value.about}
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+    return {k: [plain(one) for one in v] if isinstance(v, list) else plain(v) for k, v in found.items()}
+
+
+def _show_searches(console: Console, table: "Recorded", rows: "list[Summary]") -> None:
+    title = f"Compute until the answer, as a share of the grid of {len(table.designs)} designs"
+    shown = Table("search", title=title, title_justify="left")
+    for header in ("median", "mean", "nine tenths", "never", "spent in all", "right at the end"):
+        shown.add_column(header, justify="right")
+    for r in rows:
+        reached = [f"{share:.3f}" if isfinite(share) else "never" for share in (r.median, r.mean, r.most)]
+        shown.add_row(r.search, *reached, f"{r.never:.0%}", f"{r.spent:.2f}", f"{r.right:.0%}")
+    shown.caption = (
+        f"{rows[0].replays} replays each; sigma of a seed {table.sigma:.3f} nats, of the designs "
+        f"{table.truth_D.std():.3f}; {table.contenders} designs are within noise of the best one. Aim: 0.15."
+    )
+    console.print(shown)
+
+
+def _show_engine(console: Console, rows: "list[Driven]") -> None:
+    table = Table("sampler", "storage", title="CPU time of the driver, trials that take no time", title_justify="left")
+    for header in ("trials", "seconds", "ms per event at 100 trials", "at 1,000", "at 10,000"):
+        table.add_column(header, justify="right")
+    for r in rows:
+        at = [f"{1000 * r.at[size]:.2f}" if size in r.at else "" for size in (100, 1_000, 10_000)]
+        table.add_row(r.sampler, r.storage, f"{r.trials:,}", f"{r.seconds:.1f}", *at)
+    table.caption = "Aim: 1,000 trials in 10 s, and an event that costs the same however many there are."
+    console.print(table)
+
+
+def _show_real(console: Console, r: "Real") -> None:
+    table = Table("what", title=f"{r.trials} trials on {r.workers} Ray workers", title_justify="left")
+    for header in ("measured", "aim"):
+        table.add_column(header, justify="right")
+    seconds = f"{r.training / r.trials:,.1f} s of training each, ratio {r.ratio:.3f}"
+    table.add_row("wall time over training time", seconds, "at most 1.05 at 30 s")
+    table.add_row("warm hand-over", f"{1000 * r.handover:,.0f} ms", "at most 50 ms")
+    console.print(table)
 
 
 def _show_training(

@@ -1,4 +1,4 @@
-"""`lclab sweep run|status|stop`: start or continue a sweep, look at it, end it.
+"""`lclab sweep run|submit|status|stop`: start or continue a sweep, here or on a cluster, look at it, end it.
 
 Here as in every command, what takes seconds to import is imported where it is used, so that `--help` and a mistyped
 option answer at once.
@@ -9,7 +9,7 @@ import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -31,18 +31,20 @@ def run(
     overrides: Overrides = None,
     home: HomePath = Path("runs"),
     as_json: AsJson = False,
+    address: Annotated[str, typer.Option(help="Of a Ray cluster: HOST:PORT, auto or ray://HOST:PORT.")] = "",
 ) -> None:
     """Run a sweep, or continue it: the same command goes on from whatever exists."""
     from sweeps.config import load
 
-    config = load(preset, overrides or [])
+    overrides = [*(overrides or []), *([f"address={address}"] if address else [])]
+    config = load(preset, overrides)
     from lclab.live import Live  # after the configuration is known to be good: these take seconds
     from lclab.reporting import make_report
     from lclab.show import show_analysis
     from sweeps.run import run_sweep
 
     console = make_console(stderr=as_json)
-    again = escape(f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides or []) + _home(home))
+    again = escape(f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides) + _home(home))
     try:
         with Live(console, config) as live:
             outcome = run_sweep(config, Home(home), make_report, live.say, live.watch)
@@ -54,9 +56,43 @@ def run(
     else:
         show_analysis(console, outcome.frame, outcome.note)
         console.print(f"\nReport  {outcome.folder.report}\nMLflow  lclab ui{_home(home)}", soft_wrap=True)
+    if outcome.trouble:
+        console.print(f"\nStopped by the machine: {escape(outcome.trouble)}", soft_wrap=True)
     if outcome.stopped:
         console.print(f"\nStopped; nothing is lost. Continue with: [bold]{again}[/]", soft_wrap=True)
-        raise typer.Exit(130)
+        raise typer.Exit(1 if outcome.trouble else 130)
+
+
+@app.command("submit")
+def submit(
+    preset: Preset,
+    overrides: Overrides = None,
+    kind: Annotated[Literal["job", "kuberay"], typer.Option(help="`ray job submit`, or a RayJob to apply.")] = "job",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it, submit nothing.")] = False,
+    address: Annotated[str, typer.Option(help="Of the cluster's dashboard.")] = "http://127.0.0.1:8265",
+    image: Annotated[str, typer.Option(help="KubeRay: with this package installed.")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="KubeRay: worker pods.")] = 1,
+    memory: Annotated[str, typer.Option(help="KubeRay: of a pod.")] = "16Gi",
+    claim: Annotated[str, typer.Option(help="KubeRay: the PersistentVolumeClaim for --home.")] = "lclab-home",
+    secret: Annotated[str, typer.Option(help="KubeRay: a Secret with environment variables.")] = "",
+    home: HomePath = Path("runs"),
+) -> None:
+    """Run a sweep as a job of a Ray cluster, whose nodes share the folder --home."""
+    from sweeps.config import load
+
+    config = load(preset, overrides or [])
+    from sweeps import submit as cluster
+
+    if kind == "kuberay":
+        if not dry_run:
+            raise UsageError("kind: a RayJob is printed with --dry-run, to be piped into `kubectl apply -f -`")
+        if not image:
+            raise UsageError("image: a RayJob needs one with this package installed, such as --image HOST/lclab:1")
+        pods = cluster.Pods(image, workers, memory, claim, secret)
+        print(cluster.to_yaml(cluster.ray_job(config, home, pods)), end="")
+        return
+    job = cluster.job(preset, overrides or [], home)
+    print(cluster.ray_line(job, address) if dry_run else cluster.submit(job, address))
 
 
 @app.command("status")

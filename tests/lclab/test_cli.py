@@ -19,7 +19,11 @@ COMMANDS = {
     },
     "space": {"--json", "--help"},
     "train": {"--seed", "--ray", "--home", "--json", "--help"},
-    "sweep run": {"--home", "--json", "--help"},
+    "sweep run": {"--address", "--home", "--json", "--help"},
+    "sweep submit": {
+        *("--kind", "--dry-run", "--address", "--image", "--workers"),
+        *("--memory", "--claim", "--secret", "--home", "--help"),
+    },
     "sweep status": {"--home", "--json", "--help"},
     "sweep stop": {"--home", "--help"},
     "report": {"--home", "--json", "--help"},
@@ -27,6 +31,10 @@ COMMANDS = {
     "bench model": {"--documents", "--layers", "--width", "--pool-width", "--rounds", "--json", "--help"},
     "bench train": {"--design", "--steps", "--rounds", "--home", "--json", "--help"},
     "bench rates": {"--design", "--size", "--home", "--json", "--help"},
+    "bench sweep": {
+        *("--seeds", "--trials", "--table", "--record", "--engine", "--real", "--home"),
+        *("--json", "--help"),
+    },
 }
 
 
@@ -72,12 +80,18 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "mean-w16-causal-mlp-O0-n4-dec_d64", str(MINI)], ["embeddings", "separate"]),
         (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "parallel.devices=2"], ["parallel.strategy", "ddp or fsdp"]),
         (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "--ray"], ["parallel.strategy", "ddp or fsdp"]),
-        (["sweep", "run", str(MINI), "parallel.strategy=ddp"], ["parallel.strategy", "lclab train"]),
+        (["sweep", "run", str(MINI), "gpus=1.5"], ["gpus", "whole number"]),
+        (["sweep", "run", str(MINI), "gpus=0.5", "parallel.strategy=ddp"], ["gpus", "one process"]),
+        (["sweep", "run", str(MINI), "study_url=postgresql://me:secret@127.0.0.1:1/x"], ["study_url", "me:***@127"]),
+        (["sweep", "run", str(MINI), "study_url=nosuch://x"], ["study_url", "nosuch"]),
+        (["sweep", "submit", str(MINI), "--kind", "kuberay"], ["kind", "--dry-run", "kubectl"]),
         (["sweep", "run", str(MINI), "recipe.format=published"], ["metric", "choose continue"]),
         (["demo", "trials=0"], ["trials", "at least 1"]),
         (["bench", "train", str(MINI), "--steps", "0"], ["steps", "at least 1"]),
         (["bench", "train", str(MINI), "--design", "mean-w5-causal-mlp-O0-n4"], ["window", "5"]),
         (["bench", "rates", str(MINI), "--size", "64"], ["size", "64", "128x2"]),
+        (["bench", "sweep", "--seeds", "0"], ["seeds", "at least 1"]),
+        (["bench", "sweep", "--table", "nothere"], ["table", "nothere", "--record"]),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(

@@ -1,16 +1,21 @@
 """The driver and its ledger on virtual time, with workers that die, trials that diverge and drivers that stop."""
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search_space.design import Design
+from sweeps.config import SweepConfig
 from sweeps.ledger import Assignment, Ledger
+from sweeps.study import state_of
 from tests.sweeps.virtual import Chance, config, result_of, run
 from tests.sweeps.virtual import job_for as job
 
@@ -21,22 +26,29 @@ def url(folder: Path) -> str:
     return f"sqlite:///{folder}/optuna.db"
 
 
-def check_ended_well(ledger: Ledger) -> None:
+def check_ended_well(ledger: Ledger, chosen: SweepConfig = CONFIG) -> None:
     """Every trial in one final state, no design twice with a seed, values only where they belong."""
     trials = ledger.trials()
-    assert len(trials) == CONFIG.trials and ledger.finished()
+    assert len(trials) == chosen.trials and ledger.finished()
     twice = Counter((t.user_attrs["design"], t.user_attrs["seed"]) for t in trials)
     assert max(twice.values()) == 1
     for trial in trials:
         assert Design.parse(trial.user_attrs["design"]).name == trial.user_attrs["design"]
-        if trial.state == TrialState.COMPLETE:
+        state, role = state_of(trial), trial.user_attrs["role"]
+        if state == "complete":
             assert trial.value is not None
-        elif trial.state == TrialState.FAIL:
+        elif state == "failed":
             assert trial.value is None and trial.user_attrs["reason"]
+        elif state == "infeasible":
+            assert trial.user_attrs["reason"]
         else:
-            assert trial.state == TrialState.PRUNED and trial.user_attrs["role"] == "arm"
-        if trial.user_attrs["role"] == "control":
+            assert state == "pruned" and role == "arm"
+        if role == "control":
             assert not trial.intermediate_values and not trial.params
+    assert ledger.states == Counter(map(state_of, trials))
+    kept = Ledger(chosen, ledger.study._kept)
+    assert told(kept) == told(ledger), "the mirror and what is kept are the same"
+    assert +kept.states == +ledger.states and kept.best() == ledger.best()
 
 
 def test_plan_comes_first_and_in_order(tmp_path: Path) -> None:
@@ -52,7 +64,7 @@ def test_plan_comes_first_and_in_order(tmp_path: Path) -> None:
 def test_best_is_a_compressor(tmp_path: Path) -> None:
     ledger = run(CONFIG, url(tmp_path), Chance(0))
     best, value = ledger.best() or ("", 0.0)
-    trial = ledger.study.best_trial
+    trial = ledger.study.optuna.best_trial
     assert (trial.user_attrs["design"], trial.value) == (best, value)
     assert trial.user_attrs["role"] != "control"
 
@@ -65,33 +77,117 @@ def test_another_metric_selects_another_design(tmp_path: Path) -> None:
         chosen = config(f"metric={metric}", "pruner=none")
         ledger = run(chosen, url(tmp_path / metric), Chance(0))
         best[metric], value = ledger.best() or ("", 0.0)
-        trial = ledger.study.best_trial
+        trial = ledger.study.optuna.best_trial
         job_ = job(chosen, Assignment(trial.number, Design.parse(best[metric]), trial.user_attrs["seed"], "arm", 2))
         assert value == trial.value == result_of(job_).heldout.loss[metric]
-        assert ledger.study.metric_names == [f"heldout_{metric}"]
+        assert ledger.study.optuna.metric_names == [f"heldout_{metric}"]
     assert best["parallel"] != best["continue"]
 
 
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_stops_deaths_and_divergence_lose_and_double_nothing(data: st.DataObject) -> None:
-    storage = InMemoryStorage()
-    finished: list[tuple[int, int]] = []
+PRUNERS = ["none", "median", "halving", "wilcoxon", "cutoff"]
+SAMPLERS = ["random", "grid", "tpe"]
+
+
+@st.composite
+def sweeps(draw: st.DrawFn) -> SweepConfig:
+    chosen = {
+        "pruner": draw(st.sampled_from(PRUNERS)),
+        "sampler": draw(st.sampled_from(SAMPLERS)),
+        "replicates": draw(st.integers(1, 3)),
+        "keep": draw(st.integers(1, 4)),
+        "trials": draw(st.integers(4, 16)),
+        "timeout": 150,
+    }
+    return config(*(f"{key}={value}" for key, value in chosen.items()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(chosen=sweeps(), data=st.data())
+def test_stops_and_faults_lose_and_double_nothing(chosen: SweepConfig, data: st.DataObject) -> None:
+    storage, seen = InMemoryStorage(), dict[int, int]()
     for life in range(30):
-        chance = Chance(data.draw(st.integers(0, 10**6)), dies=0.2, diverges=0.1)
+        chance = Chance(data.draw(st.integers(0, 10**6)), dies=0.2, diverges=0.1, hangs=0.05, too_large=0.05)
         stop = data.draw(st.integers(1, 6)) if life < 25 else None
-        ledger = run(CONFIG, storage, chance, slots=data.draw(st.integers(1, 4)), stop_after=stop)
-        finished += chance.finished
+        ledger = run(chosen, storage, chance, data.draw(st.integers(1, 4)), stop, seen)
         if ledger.finished():
             break
-    check_ended_well(ledger)
-    rungs = len(CONFIG.recipe.rungs)
+    check_ended_well(ledger, chosen)
     for trial in ledger.trials():
-        reached = [r for n, r in finished if n == trial.number]
-        if trial.state == TrialState.COMPLETE:
-            assert set(reached) == set(range(1, rungs + 1))
-        # A rung is trained again only where its result was still on its way when the driver stopped.
-        assert len(trial.intermediate_values) <= rungs
+        rungs = len(chosen.recipe.rungs)
+        assert trial.state != TrialState.COMPLETE or seen[trial.number] == rungs
+        assert len(trial.intermediate_values) == (seen.get(trial.number, 0) if trial.params else 0)
+        faults = trial.user_attrs.get("faults", [])
+        assert len(faults) <= chosen.retries + 1 and faults.count(f"no step for {chosen.timeout:g} s") <= 2
+        role, above = trial.user_attrs["role"], max(trial.constraints.values()) > 0
+        assert above == (state_of(trial) == "infeasible" or role == "control")
+
+
+class Killed(Exception):
+    """The driver is gone, with all that it had in memory."""
+
+
+class Mortal(InMemoryStorage):
+    """Storage whose writer is killed before one of its writes."""
+
+    left = -1
+
+    def _write(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        self._write()
+        return super().create_new_trial(study_id, template_trial)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._write()
+        super().set_trial_user_attr(trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._write()
+        super().set_trial_system_attr(trial_id, key, value)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._write()
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        self._write()
+        return super().set_trial_state_values(trial_id, state, values)
+
+
+def told(ledger: Ledger) -> list[tuple[Any, ...]]:
+    """All of a study but times and notes for the driver's own use."""
+    attrs = ("design", "seed", "role", "reason", "infeasible")
+    return [
+        (
+            t.number,
+            t.state,
+            t.values,
+            t.params,
+            t.intermediate_values,
+            t.constraints,
+            [t.user_attrs.get(a) for a in attrs],
+        )
+        for t in ledger.trials()
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(chosen=sweeps(), lives=st.lists(st.integers(1, 25), max_size=12), stops=st.booleans())
+def test_resumed_equals_uninterrupted(chosen: SweepConfig, lives: list[int], stops: bool) -> None:
+    """One worker, so that the order of reports is the same: killed before any write, or stopped, nothing differs."""
+    undisturbed = run(chosen, InMemoryStorage(), Chance(0), slots=1)
+    storage = Mortal()
+    for life in lives:
+        storage.left = -1 if stops else life
+        with suppress(Killed):
+            run(chosen, storage, Chance(0), slots=1, stop_after=life if stops else None)
+    storage.left = -1
+    resumed = run(chosen, storage, Chance(0), slots=1)
+    assert told(resumed) == told(undisturbed)
+    check_ended_well(resumed, chosen)
 
 
 def test_machine_faults_are_retried_a_bounded_number_of_times(tmp_path: Path) -> None:
@@ -113,33 +209,16 @@ def test_divergence_is_not_retried(tmp_path: Path) -> None:
 def test_killed_after_report_before_the_rest(tmp_path: Path, rung: int) -> None:
     """The study has a trial's value at a rung, but not what should have followed: the next driver takes it up."""
     ledger = Ledger(CONFIG, url(tmp_path))
-    ledger.plan()
-    assignment = ledger.ask()
+    ledger.take_up()
+    assignment = ledger.next()
     assert assignment is not None
     for r in range(1, rung):
         ledger.record(assignment.number, result_of(job(CONFIG, assignment)))
-        assignment = ledger.unfinished()[0]
-        assert assignment.rung == r + 1
-    trial, _ = ledger._open(assignment.number)
+        assignment = ledger.next()
+        assert assignment is not None and assignment.rung == r + 1
     result = result_of(job(CONFIG, assignment))
-    trial.report(result.heldout.loss["parallel"], step=result.tokens)
+    ledger.study.report(assignment.number, result.tokens, result.heldout.loss["parallel"])
     check_ended_well(run(CONFIG, url(tmp_path), Chance(0)))
-
-
-@pytest.mark.parametrize("axes", range(6))
-def test_killed_while_choosing(tmp_path: Path, axes: int) -> None:
-    """A sampler's trial of which only the first few axes were chosen is taken up with the same choices."""
-    everything = config("ablations=false", "controls=[]", "seeds=1", "trials=3")
-    ledger = Ledger(everything, url(tmp_path))
-    trial, asked = ledger.study.ask(), 0
-    for axis, choices in list(everything.space.axes().items())[:axes]:
-        trial.suggest_categorical(axis, choices)
-        asked += 1
-    ledger = run(everything, url(tmp_path), Chance(0))
-    first = ledger.trial(trial.number)
-    assert first.state == TrialState.COMPLETE
-    assert asked <= len(first.params) or "overlap" in trial.params or "depth" in trial.params
-    assert ledger.finished()
 
 
 def test_a_design_proposed_again_gets_its_next_seed(tmp_path: Path) -> None:

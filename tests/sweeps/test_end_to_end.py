@@ -31,6 +31,7 @@ from search_space.errors import UsageError
 from sweeps.home import Home
 from sweeps.status import read_status
 from sweeps.tracking import STATUS
+from tests.processes import descendants
 from tests.sweeps.virtual import MINI
 from trainer.trial import RungResult
 
@@ -100,18 +101,6 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 def checkpoints(sweep: Sweep) -> set[Path]:
     return set(sweep.home.sweep("mini").path.glob("trials/*/step-*.safetensors"))
-
-
-def descendants(process: int) -> list[tuple[int, str]]:
-    """Process id and command line of everything that a process has started."""
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    table = [(int(pid), int(parent), args) for pid, parent, args in (r.split(maxsplit=2) for r in rows.splitlines())]
-    found, wave = [], {process}
-    while wave:
-        children = [(pid, args) for pid, parent, args in table if parent in wave]
-        found += children
-        wave = {pid for pid, _ in children}
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ def train_here(job: Job) -> tuple[float, RungResult | Failed]:
     try:
         return 1.0, pretrain(job.spec, job.folder, job.rung, parallel=job.parallel)
     except UsageError as error:
-        return 1.0, Failed(job, f"UsageError: {error}", machine=False)
+        return 1.0, Failed(job, f"UsageError: {error}", "trial")
     except Stalled as error:
-        return 1.0, Failed(job, f"Stalled: {error}", machine=True)
+        return 1.0, Failed(job, f"Stalled: {error}", "machine")
 
 
 MAKE: dict[str, Callable[[], Executor]] = {
@@ -72,7 +72,7 @@ def test_every_job_ends_in_one_event_and_frees_its_slot(executor: Executor, corp
 def test_a_fault_of_the_trial_is_told_with_its_reason(executor: Executor, corpus: Corpus, tmp_path: Path) -> None:
     executor.submit(job(corpus, tmp_path, 0, piece=6000, pieces=1))
     (event,) = events(executor, 1)
-    assert isinstance(event, Failed) and not event.machine
+    assert isinstance(event, Failed) and event.fault == "trial"
     assert event.reason.startswith("UsageError: recipe.documents")
     assert not list((tmp_path / "0").glob("step-*")), "it was found out only after training"
     executor.submit(job(corpus, tmp_path, 1))
@@ -82,7 +82,7 @@ def test_a_fault_of_the_trial_is_told_with_its_reason(executor: Executor, corpus
 def test_a_stalled_loader_is_a_fault_of_the_machine(executor: Executor, corpus: Corpus, tmp_path: Path) -> None:
     executor.submit(replace(job(corpus, tmp_path, 0), parallel=Parallel(patience=1e-9)))
     (event,) = events(executor, 1)
-    assert isinstance(event, Failed) and event.machine
+    assert isinstance(event, Failed) and event.fault == "machine"
     assert event.reason.startswith("Stalled: the loader gave no batch")
 
 

@@ -24,7 +24,7 @@ def sweep(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Home]:
     folder.path.mkdir()
     folder.config.write_text(dump(chosen))
     ledger = run(chosen, home.study_url, Chance(0))
-    for assignment in (ledger._assign(trial) for trial in ledger.trials()):
+    for assignment in (ledger._assignment(trial.number) for trial in ledger.trials()):
         folder.trial(assignment.number).mkdir(parents=True)
         for rung in (1, 2):
             job = job_for(chosen, assignment)

@@ -2,13 +2,15 @@
 
 import hashlib
 import random
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 from optuna.storages import BaseStorage
 
 from sweeps.config import SweepConfig, load
-from sweeps.driver import Driver
-from sweeps.executor import Failed, Job, VirtualExecutor
+from sweeps.driver import Driver, Snapshot
+from sweeps.executor import Failed, Fault, Job, VirtualExecutor
 from sweeps.ledger import Assignment, Ledger
 from trainer.trial import Heldout, RungResult, TrialSpec
 
@@ -45,34 +47,63 @@ def job_for(config: SweepConfig, trial: Assignment) -> Job:
 
 
 class Chance:
-    """Trains with chances of the worker dying and of the trial diverging, and remembers what ran."""
+    """Trains with chances of everything that can go wrong, each by its own draw."""
 
-    def __init__(self, seed: int, dies: float = 0.0, diverges: float = 0.0) -> None:
-        self._random, self._dies, self._diverges = random.Random(seed), dies, diverges
-        self.finished: list[tuple[int, int]] = []  # (trial, rung)
+    def __init__(
+        self, seed: int, dies: float = 0.0, diverges: float = 0.0, hangs: float = 0.0, too_large: float = 0.0
+    ) -> None:
+        self._random = random.Random(seed)
+        self._faults: list[tuple[float, str, Fault]] = [
+            (dies, "the worker process died", "machine"),
+            (diverges, "Diverged: training loss is nan", "trial"),
+            (too_large, "OutOfMemory: out of memory after step 0", "memory"),
+        ]
+        self._hangs = hangs
 
     def __call__(self, job: Job) -> tuple[float, RungResult | Failed]:
         duration, draw = self._random.uniform(1, 100), self._random.random()
-        if draw < self._dies:
-            return duration, Failed(job, "the worker process died", machine=True)
-        if draw < self._dies + self._diverges:
-            return duration, Failed(job, "Diverged: training loss is nan", machine=False)
-        self.finished.append((job.number, job.rung))
-        return duration, result_of(job)
+        for share, reason, fault in self._faults:
+            if draw < share:
+                return duration, Failed(job, reason, fault)
+            draw -= share
+        return inf if draw < self._hangs else duration, result_of(job)
+
+
+class Witness(Ledger):
+    """A ledger that sees to it that no rung is recorded twice or out of turn, also over several lives."""
+
+    seen: dict[int, int]
+
+    def record(self, number: int, result: RungResult) -> None:
+        assert result.rung == self.seen.get(number, 0) + 1, f"trial {number} came to rung {result.rung}"
+        self.seen[number] = result.rung
+        super().record(number, result)
 
 
 def run(
-    config: SweepConfig, storage: str | BaseStorage, train: Chance, slots: int = 2, stop_after: int | None = None
+    config: SweepConfig,
+    storage: str | BaseStorage,
+    train: Callable[[Job], tuple[float, RungResult | Failed]],
+    slots: int = 2,
+    stop_after: int | None = None,
+    seen: dict[int, int] | None = None,
 ) -> Ledger:
-    """One driver's life: until the sweep ends, or until it is stopped after so many events."""
-    ledger = Ledger(config, storage)
-    ledger.plan()
+    """One driver's life: until the sweep ends, or until it is stopped after so many events.
+
+    seen: the rungs that earlier lives have recorded.
+    """
+    ledger = Ledger(config, storage) if seen is None else Witness(config, storage)
+    if isinstance(ledger, Witness):
+        ledger.seen = seen if seen is not None else {}
     driver = Driver(ledger, VirtualExecutor(slots, train), lambda trial: job_for(config, trial))
     events = 0
 
-    def watch(snapshot: object) -> None:
+    def watch(snapshot: Snapshot) -> None:
         nonlocal events
         events += 1
+        assert len(ledger.study) <= config.trials
+        assert len(snapshot.running) <= slots
+        assert sum(snapshot.states.values()) == len(ledger.study)
         if stop_after is not None and events >= stop_after:
             driver.stop()
 

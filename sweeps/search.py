@@ -1,0 +1,77 @@
+"""What the sampler and the study are made of: which sampler, which objectives, what a Pareto front is.
+
+Notable choices:
+- an infeasible trial without a value is told PRUNED after `trial.set_constraint(name, value > 0)`: TPE counts it among
+  the bad ones, NSGA-II breeds from complete trials only. A FAIL is invisible to TPE, which then proposes its like most;
+- controls answer no question of the space. Where all trials must share their parameters, as by Optuna's default, one
+  control leaves no shared ones: TPE then draws each axis by itself and NSGA-II all of them at random. So TPE decomposes
+  the space into groups, and NSGA-II looks at trials that have parameters;
+- optuna-dashboard 0.21 reads constraints only as Optuna 4 wrote them, so `constrain` writes both forms;
+- grid: the configuration plans all of it (`SweepConfig.planned`); what comes after that is random.
+"""
+
+import warnings
+from typing import Literal
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.search_space import intersection_search_space
+from optuna.trial import FrozenTrial, Trial
+
+from sweeps.config import SweepConfig
+
+__all__ = ["best", "constrain", "directions", "make_sampler", "metric_names"]
+
+_POPULATION = 8  # sweeps have tens of trials, and the first population is random
+
+
+class _NSGAII(NSGAIISampler):
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        answered = [t for t in study.get_trials(deepcopy=False) if t.params]
+        return {name: d for name, d in intersection_search_space(answered).items() if not d.single()}
+
+
+def make_sampler(config: SweepConfig, seed: int) -> BaseSampler:
+    match config.sampler:
+        case "tpe":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                startup = config.startup
+                return TPESampler(
+                    seed=seed, n_startup_trials=startup, constant_liar=True, multivariate=True, group=True
+                )
+        case "random" | "grid":
+            return RandomSampler(seed=seed)
+        case "nsga2":
+            return _NSGAII(seed=seed, population_size=_POPULATION)
+
+
+def directions(config: SweepConfig) -> list[Literal["minimize"]]:
+    """Of the objectives, in order; everything is minimised."""
+    return ["minimize"] * len(config.objectives)
+
+
+def metric_names(config: SweepConfig) -> list[str]:
+    """Of the objectives, in order: the held-out loss in nats, prefill in FLOPs per raw token."""
+    names = {"loss": f"heldout_{config.metric}", "prefill": "prefill_flops"}
+    return [names[objective] for objective in config.objectives]
+
+
+def constrain(trial: Trial, name: str, excess: float) -> None:
+    """Say how far the running `trial` exceeds the limit `name`: above 0 makes it infeasible. Said again it is ignored.
+
+    Samplers add up what several limits are exceeded by, so that wants one unit: a share of the limit.
+    Raises `ValueError` for NaN.
+    """
+    if name not in trial.constraints:
+        trial.set_constraint(name, excess)
+    named = [value for key, value in trial.constraints.items() if not key.isdigit()]  # the old form has numbers
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", named)
+
+
+def best(study: Study) -> list[FrozenTrial]:
+    """Complete and feasible trials that no other one dominates, lowest loss first; with one objective the best one (all
+    of them, where some are equal)."""
+    return sorted(study.best_trials, key=lambda trial: trial.values)
