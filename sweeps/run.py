@@ -134,7 +134,8 @@ def _corpus(config: SweepConfig, home: Home, folder: SweepFolder) -> Corpus:
 def _refuse_changes(folder: SweepFolder, resolved: str) -> None:
     if not folder.config.exists():
         return
-    changed = [k for k in differences(hide(folder.config.read_text()), hide(resolved)) if k not in CHANGEABLE]
+    saved = dump(load(str(folder.config)))  # with the defaults of keys that have come since
+    changed = [k for k in differences(hide(saved), hide(resolved)) if k not in CHANGEABLE]
     if changed:
         raise UsageError(
             f"{changed[0]}: sweep {folder.path.name!r} exists with another value ({len(changed)} keys differ: "

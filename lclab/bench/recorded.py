@@ -1,7 +1,7 @@
 """A table of small trainings that were really done, to replay sweeps on: every design of a space, several seeds, every
 rung.
 
-`record` trains it anew: half an hour on one core. Losses are held-out, those of the documents too, of the metric of
+`record` trains it anew in 15 minutes on one core. Losses are held-out, those of the documents too, of the metric of
 `CONFIG`; seconds are of CPU time on one thread, of a rung alone, with all that a trial needs beside its steps. All
 designs are trained with a seed before the next one, so that a recording that is stopped has whole seeds.
 """

@@ -152,7 +152,7 @@ def sweep(
     seeds: Annotated[int, typer.Option(help="Replays of each search.")] = 20,
     trials: Annotated[int, typer.Option(help="Of a replayed sweep; 0 is as many as there are designs.")] = 0,
     table: Annotated[Path | None, typer.Option(help="A recorded one; else that of the tests.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Train a table anew in this folder; half an hour.")] = None,
+    record: Annotated[Path | None, typer.Option(help="Train a table anew in this folder; 15 minutes.")] = None,
     engine: Annotated[bool, typer.Option("--engine", help="Measure the driver's own time instead.")] = False,
     real: Annotated[bool, typer.Option("--real", help="Measure trials of the demo on Ray instead.")] = False,
     home: HomePath = Path("runs"),
