@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(READY)
 	$(BIN)/lclab demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+soak: $(READY)
+	LCLAB_SOAK=100 $(BIN)/python -m pytest tests/sweeps/test_soak.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ class SweepConfig:
     trials: int = 16
     sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
     replicates: int = 1
-    pruner: Literal["none", "median", "halving", "wilcoxon", "cutoff"] = "median"
+    pruner: Literal["none", "median", "halving", "wilcoxon", "cutoff"] = "halving"
     startup: int = 4
     keep: int = 4
     factor: int = 2

@@ -90,7 +90,7 @@ def test_the_full_scale_family_has_its_shapes() -> None:
         (["sampler=bayes"], ["sampler", "tpe", "random", "grid", "nsga2"]),
         (["sampler=nsga2"], ["sampler", "objectives=[loss,prefill]", "tpe, random, grid"]),
         (["pruner=hyperband"], ["pruner", "none", "median", "halving", "wilcoxon", "cutoff"]),
-        (["objectives=[loss,prefill]"], ["pruner", "median", "none"]),
+        (["objectives=[loss,prefill]"], ["pruner", "halving", "none"]),
         (["objectives=[prefill]"], ["objectives", "[loss, prefill]"]),
         (["objectives=[loss,speed]"], ["objectives", "speed", "prefill"]),
         (["keep=0"], ["keep", "at least 1"]),
