@@ -12,7 +12,7 @@ Notable choices:
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import nan
 from typing import Any
 from zlib import crc32
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search_space.design import Design
 from search_space.space import Pick
 from sweeps.config import SweepConfig
-from sweeps.pruning import Reached, make_pruner
+from sweeps.pruning import Reached, Standings, make_pruner
 from sweeps.search import directions, make_sampler, metric_names
 from sweeps.study import Study, state_of
 from trainer.trial import RungResult
@@ -59,7 +59,7 @@ class Ledger:
         self.states: Counter[str] = Counter()
         self.changed: set[int] = set()
         self._pruner = make_pruner(config)
-        self._reached: list[dict[int, Reached]] = [{} for _ in range(self.rungs)]
+        self._reached = [Standings() for _ in range(self.rungs)]
         self._level: Counter[int] = Counter()  # running compressors by the rungs they have reached
         self._seeds: dict[str, set[int]] = {}
         self._unfit: dict[str, str] = {}  # designs that cannot be trained, and why
@@ -70,6 +70,7 @@ class Ledger:
         for trial in self.trials():
             self._recall(trial)
         self._planned = deque((d, seed, role) for d, seed, role in self._planned if not self._begun(d, seed))
+        self._controls = sum(role == "control" for _, _, role in self._planned)  # that are still to be begun
         self._replicas = deque(self._missing())
 
     def take_up(self) -> None:
@@ -162,6 +163,7 @@ class Ledger:
         self.study.optuna.sampler = make_sampler(self.config, crc32(f"{self.config.name} {len(self.study)}".encode()))
         planned = self._planned.popleft() if self._planned else self._next_replica()
         design, seed, role = planned or (None, None, None)
+        self._controls -= role == "control"
 
         def choose(pick: Pick) -> dict[str, Any]:
             chosen = design if design and role == "control" else self.config.space.choose(pick)
@@ -220,7 +222,7 @@ class Ledger:
             self._unfit[name] = attrs["reason"]
 
     def _arrive(self, number: int, rung: int, value: float, documents: list[float]) -> None:
-        self._reached[rung - 1][number] = Reached(number, value, documents, complete=False)
+        self._reached[rung - 1].add(Reached(number, value, documents, complete=False))
         if self.study[number].state == TrialState.RUNNING:
             self._level[rung - 1] -= 1
             self._level[rung] += 1
@@ -250,7 +252,7 @@ class Ledger:
             return
         for reached in self._reached:
             if trial.number in reached:
-                reached[trial.number] = replace(reached[trial.number], complete=True)
+                reached.completed(trial.number)
         loss = (trial.values or [nan])[0]
         if state_of(trial) == "complete" and (self._best is None or loss < self._best[1]):
             self._best = trial.user_attrs["design"], loss
@@ -260,7 +262,7 @@ class Ledger:
         for rung, waiting in enumerate(self._waiting, 1):
             for number in list(waiting):
                 reached = self._reached[rung - 1]
-                decision = self._pruner.decide(number, rung, list(reached.values()), self._to_come(rung))
+                decision = self._pruner.decide(number, rung, reached, self._to_come(rung))
                 if decision == "wait":
                     continue
                 waiting.remove(number)
@@ -271,9 +273,8 @@ class Ledger:
 
     def _to_come(self, rung: int) -> int:
         """Compressors that may still reach `rung`."""
-        controls = sum(role == "control" for _, _, role in self._planned)
         begun = sum(self._level[below] for below in range(rung))
-        return begun + max(0, self.config.trials - len(self.study) - controls)
+        return begun + max(0, self.config.trials - len(self.study) - self._controls)
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         trial = self.study[number]

@@ -8,8 +8,9 @@ Notable choices:
 - only `cutoff` waits. It answers for certain, so no later event would have changed an answer.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,7 +18,10 @@ from scipy.stats import wilcoxon
 
 from sweeps.config import SweepConfig
 
-__all__ = ["Cutoff", "Decision", "Halving", "Median", "Pruner", "Reached", "Unpruned", "Wilcoxon", "make_pruner"]
+__all__ = [
+    *("Cutoff", "Halving", "Median", "Unpruned", "Wilcoxon", "make_pruner"),
+    *("Decision", "Pruner", "Reached", "Standings"),
+]
 
 Decision = Literal["continue", "prune", "wait"]
 
@@ -33,18 +37,65 @@ class Reached:
     complete: bool = True
 
 
+class Standings:
+    """All compressor trials that have reached a rung so far, those pruned there included, kept in order, so that what
+    they are asked for does not take longer the more of them there are."""
+
+    def __init__(self, reached: Iterable[Reached] = ()) -> None:
+        self._by_number: dict[int, Reached] = {}
+        self._ranked: list[tuple[float, int]] = []
+        self._complete: list[float] = []
+        for one in reached:
+            self.add(one)
+
+    def __len__(self) -> int:
+        return len(self._ranked)
+
+    def __getitem__(self, number: int) -> Reached:
+        return self._by_number[number]
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
+    def add(self, reached: Reached) -> None:
+        self._by_number[reached.number] = reached
+        insort(self._ranked, (reached.value, reached.number))
+        if reached.complete:
+            insort(self._complete, reached.value)
+
+    def completed(self, number: int) -> None:
+        """A trial has been trained to the end."""
+        own = self._by_number[number] = replace(self._by_number[number], complete=True)
+        insort(self._complete, own.value)
+
+    def best(self) -> Reached:
+        return self._by_number[self._ranked[0][1]]
+
+    def lower(self, value: float) -> int:
+        """How many have a value below."""
+        return bisect_left(self._ranked, (value, -1))
+
+    def better(self, number: int) -> int:
+        """How many rank before trial `number`: by value and, where that is equal, by number."""
+        return bisect_left(self._ranked, (self._by_number[number].value, number))
+
+    def complete(self) -> Sequence[float]:
+        """Values of the trials that have been trained to the end since, ascending."""
+        return self._complete
+
+
 class Pruner(Protocol):
-    def decide(self, number: int, rung: int, reached: Sequence[Reached], to_come: int) -> Decision:
-        """What becomes of trial `number`, which is among `reached`: all compressor trials that have reached `rung`
-        (counted from 1, never the last) so far, in order of arrival, those pruned there included. to_come: trials that
-        may still reach it. `wait`: asked again after every later event; never the answer where nothing is to come."""
+    def decide(self, number: int, rung: int, reached: Standings, to_come: int) -> Decision:
+        """What becomes of the running trial `number`, which is among those that have `reached` the `rung` (counted from
+        1, never the last). to_come: trials that may still reach it. `wait`: asked again after every later event; never
+        the answer where nothing is to come."""
         ...
 
 
 class Unpruned:
     """Every trial is trained to the end."""
 
-    def decide(self, number: int, rung: int, reached: Sequence[Reached], to_come: int) -> Decision:
+    def decide(self, number: int, rung: int, reached: Standings, to_come: int) -> Decision:
         return "continue"
 
 
@@ -55,11 +106,12 @@ class Median:
 
     startup: int
 
-    def decide(self, number: int, rung: int, reached: Sequence[Reached], to_come: int) -> Decision:
-        complete = [r.value for r in reached if r.complete and r.number != number]
+    def decide(self, number: int, rung: int, reached: Standings, to_come: int) -> Decision:
+        complete = reached.complete()
         if len(complete) < max(1, self.startup):
             return "continue"
-        return "prune" if _find(number, reached).value > np.percentile(complete, 50) else "continue"
+        middle = complete[(len(complete) - 1) // 2], complete[len(complete) // 2]
+        return "prune" if reached[number].value > np.mean(middle) else "continue"
 
 
 @dataclass(frozen=True)
@@ -69,11 +121,9 @@ class Halving:
 
     factor: int
 
-    def decide(self, number: int, rung: int, reached: Sequence[Reached], to_come: int) -> Decision:
-        own = _find(number, reached)
-        arrived = [r.value for r in reached[: reached.index(own) + 1]]  # later ones take nothing back
-        last = sorted(arrived)[max(1, len(arrived) // self.factor) - 1]
-        return "continue" if own.value <= last else "prune"
+    def decide(self, number: int, rung: int, reached: Standings, to_come: int) -> Decision:
+        places = max(1, len(reached) // self.factor)
+        return "continue" if reached.lower(reached[number].value) < places else "prune"
 
 
 @dataclass(frozen=True)
@@ -83,8 +133,8 @@ class Wilcoxon:
 
     threshold: float = 0.1
 
-    def decide(self, number: int, rung: int, reached: Sequence[Reached], to_come: int) -> Decision:
-        own, best = _find(number, reached), min(reached, key=_rank)
+    def decide(self, number: int, rung: int, reached: Standings, to_come: int) -> Decision:
+        own, best = reached[number], reached.best()
         differences = np.subtract(own.documents, best.documents) if len(own.documents) == len(best.documents) else []
         if own == best or len(differences) < 2 or not np.all(np.isfinite(differences)):
             return "continue"
@@ -104,11 +154,10 @@ class Cutoff:
 
     keep: int
 
-    def decide(self, number: int, rung: int, reached: Sequence[Reached], to_come: int) -> Decision:
+    def decide(self, number: int, rung: int, reached: Standings, to_come: int) -> Decision:
         if rung > 1:
             return "continue"
-        own = _find(number, reached)
-        better = sum(_rank(r) < _rank(own) for r in reached)
+        better = reached.better(number)
         if better >= self.keep:
             return "prune"
         return "continue" if better + to_come < self.keep else "wait"
@@ -126,11 +175,3 @@ def make_pruner(config: SweepConfig) -> Pruner:
             return Wilcoxon()
         case "cutoff":
             return Cutoff(config.keep)
-
-
-def _find(number: int, reached: Sequence[Reached]) -> Reached:
-    return next(r for r in reached if r.number == number)
-
-
-def _rank(reached: Reached) -> tuple[float, int]:
-    return reached.value, reached.number

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from optuna.pruners import BasePruner, MedianPruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.trial import TrialState
 
-from sweeps.pruning import Cutoff, Halving, Median, Pruner, Reached, Unpruned, Wilcoxon, make_pruner
+from sweeps.pruning import Cutoff, Halving, Median, Pruner, Reached, Standings, Unpruned, Wilcoxon, make_pruner
 from tests.sweeps.virtual import config
 
 RUNGS = 3
@@ -35,7 +35,7 @@ def play(curves: list[list[float]], order: st.DataObject, ours: Pruner, optunas:
             continue
         trials[number].report(curves[number][rung], step[rung])
         states = [t.state == TrialState.COMPLETE for t in study.get_trials(deepcopy=False)]
-        there = [Reached(n, curves[n][rung], [], states[n]) for n in reached[rung]]
+        there = Standings(Reached(n, curves[n][rung], [], states[n]) for n in reached[rung])
         prune = trials[number].should_prune()
         decision = ours.decide(number, rung + 1, there, to_come=len(running))
         assert decision == ("prune" if prune else "continue")
@@ -77,21 +77,21 @@ def test_wilcoxon_decides_as_optunas(complete: list[list[float]], own: list[floa
     reached = [Reached(n, mean, d) for n, (mean, d) in enumerate(zip(means, [*complete, own], strict=True))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert (Wilcoxon().decide(len(complete), 1, reached, 0) == "prune") == trial.should_prune()
+        assert (Wilcoxon().decide(len(complete), 1, Standings(reached), 0) == "prune") == trial.should_prune()
 
 
 def test_wilcoxon_prunes_what_is_worse_everywhere_and_nothing_else() -> None:
     best = Reached(0, 1.0, [1.0 + d / 100 for d in range(20)])
     worse = Reached(1, 1.1, [d + 0.1 + i / 1000 for i, d in enumerate(best.documents)])
-    assert Wilcoxon().decide(1, 1, [best, worse], 5) == "prune"
-    assert Wilcoxon().decide(0, 1, [best, worse], 5) == "continue"
+    assert Wilcoxon().decide(1, 1, Standings([best, worse]), 5) == "prune"
+    assert Wilcoxon().decide(0, 1, Standings([best, worse]), 5) == "continue"
     for spared in (
         Reached(1, 1.1, []),  # no documents stored
         Reached(1, 1.1, worse.documents[:-1]),  # others than the best one's
         Reached(1, 1.0, best.documents),  # equal
         Reached(1, 1.1, [*[d + 0.1 for d in best.documents[:-1]], -9.0]),  # ranks say worse, the mean says better
     ):
-        assert Wilcoxon().decide(1, 1, [best, spared], 5) == "continue"
+        assert Wilcoxon().decide(1, 1, Standings([best, spared]), 5) == "continue"
 
 
 @given(st.lists(losses, min_size=1, max_size=12), st.data(), st.integers(1, 14))
@@ -104,15 +104,15 @@ def test_cutoff_lets_the_best_go_on_whatever_the_order(values: list[float], data
     for number in arrivals:
         reached.append(Reached(number, values[number], []))
         to_come = len(order) - len(reached)
-        answers = {r.number: Cutoff(keep).decide(r.number, 1, reached, to_come) for r in reached}
+        answers = {r.number: Cutoff(keep).decide(r.number, 1, Standings(reached), to_come) for r in reached}
         assert all(answers[n] == said for n, said in decided.items())  # nothing is taken back
         decided |= {n: said for n, said in answers.items() if said != "wait"}
-    answers = {r.number: Cutoff(keep).decide(r.number, 1, reached, 0) for r in reached}
+    answers = {r.number: Cutoff(keep).decide(r.number, 1, Standings(reached), 0) for r in reached}
     assert all(answers[n] == said for n, said in decided.items())
     going = {n for n, said in answers.items() if said == "continue"}
     assert going == set(sorted(arrivals, key=lambda n: (values[n], n))[:keep])
     assert len(going) == min(keep, len(arrivals))
-    assert {Cutoff(keep).decide(n, 2, reached, 3) for n in answers} <= {"continue"}
+    assert {Cutoff(keep).decide(n, 2, Standings(reached), 3) for n in answers} <= {"continue"}
 
 
 @pytest.mark.parametrize("pruner", KINDS, ids=lambda pruner: type(pruner).__name__)
@@ -124,9 +124,9 @@ def test_every_pruner_decides_alike_and_never_for_ever_waits(
     reached = [Reached(n, value, data.draw(documents), data.draw(st.booleans())) for n, value in enumerate(values)]
     for trial in reached:
         for to_come in (0, 1, 9):
-            decision = pruner.decide(trial.number, 1, reached, to_come)
+            decision = pruner.decide(trial.number, 1, Standings(reached), to_come)
             assert decision in (["continue", "prune"] if to_come == 0 else ["continue", "prune", "wait"])
-            assert decision == pruner.decide(trial.number, 1, list(reached), to_come)
+            assert decision == pruner.decide(trial.number, 1, Standings(reversed(reached)), to_come)
 
 
 @pytest.mark.parametrize("pruner", KINDS, ids=lambda pruner: type(pruner).__name__)
@@ -135,11 +135,29 @@ def test_the_first_of_equals_goes_on(pruner: Pruner, values: list[float]) -> Non
     """Some trial always reaches the end: the best one, of equals the first, is pruned by nobody."""
     reached = [Reached(n, value, [value] * 14) for n, value in enumerate(values)]
     first = min(reached, key=lambda r: (r.value, r.number))
-    assert pruner.decide(first.number, 1, reached, 0) == "continue"
+    assert pruner.decide(first.number, 1, Standings(reached), 0) == "continue"
+
+
+@given(values=st.lists(losses, min_size=1, max_size=20), data=st.data())
+def test_standings_are_what_sorting_says(values: list[float], data: st.DataObject) -> None:
+    reached = [Reached(n, value, [], complete=False) for n, value in enumerate(values)]
+    kept, complete = (
+        Standings(data.draw(st.permutations(reached))),
+        data.draw(st.sets(st.sampled_from(range(len(values))))),
+    )
+    for number in complete:
+        kept.completed(number)
+    ranked = sorted((r.value, r.number) for r in reached)
+    assert len(kept) == len(values) and kept.best().number == ranked[0][1]
+    assert list(kept.complete()) == sorted(values[n] for n in complete)
+    for one in reached:
+        assert kept[one.number].complete == (one.number in complete)
+        assert kept.better(one.number) == ranked.index((one.value, one.number))
+        assert kept.lower(one.value) == sum(value < one.value for value in values)
 
 
 def test_the_configuration_chooses() -> None:
-    assert make_pruner(config()) == Median(2)
+    assert make_pruner(config("pruner=median")) == Median(2)
     chosen = [make_pruner(config(f"pruner={kind}", "factor=3", "keep=5")) for kind in ("halving", "wilcoxon", "cutoff")]
     assert chosen == [Halving(3), Wilcoxon(0.1), Cutoff(5)]
     assert isinstance(make_pruner(config("pruner=none")), Unpruned)
