@@ -32,7 +32,7 @@ from tests.sweeps.virtual import MINI, Chance, config, job_for, result_of, run
 from trainer.corpus import Corpus
 from trainer.trial import RungResult
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]  # in which anybody may mount a small disk
 
 
@@ -49,7 +49,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path, text_fold
     command += ["--home", str(tmp_path), "trials=4"]
     trials.mkdir(parents=True)
     script = f'mount -t tmpfs -o size=512k tmpfs "{trials}" && "$@"; code=$?; cp -r "{trials}" "{saved}"; exit $code'
-    full = subprocess.run([*NAMESPACE, "sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=300)
+    full = subprocess.run([*NAMESPACE, "sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=400)
     assert full.returncode == 1, full.stdout + full.stderr
     assert "Stopped by the machine: OSError: [Errno 28] No space left on device" in full.stdout
     assert "Continue with: lclab sweep run" in full.stdout
@@ -60,7 +60,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path, text_fold
     shutil.rmtree(trials)
     saved.rename(trials)
     kept = {path: path.stat().st_mtime_ns for path in trials.rglob("rung-*.json")}
-    room = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    room = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert room.returncode == 0, room.stdout + room.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was done is not done again"
     assert {t.state for t in study.get_trials()} == {TrialState.COMPLETE}

@@ -24,7 +24,7 @@ from tests.processes import descendants
 from tests.sweeps.virtual import MINI
 from trainer.trial import RungResult
 
-KILLS = int(os.environ.get("LCLAB_SOAK", "8"))
+KILLS = int(os.environ.get("LCLAB_SOAK", "6"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 60 * KILLS)]
 VICTIMS = {"ray::_Worker": 6, "driver": 3, "raylet": 1}  # and how often each
 SEED = 0
