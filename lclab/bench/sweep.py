@@ -34,10 +34,11 @@ from sweeps.executor import Job, VirtualExecutor
 from sweeps.ledger import Ledger
 from trainer.trial import Heldout, RungResult, TrialSpec
 
-__all__ = ["PRUNERS", "SAMPLERS", "Replay", "Search", "Summary", "replay", "summary", "table_of"]
+__all__ = ["PRUNERS", "SAMPLERS", "Replay", "Search", "Summary", "replay", "searches", "summary", "table_of"]
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("none", "median", "halving", "wilcoxon", "cutoff")
+SMALL = 16  # trials of a cut-off that is tuned to spend little
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Search:
 
     @property
     def name(self) -> str:
-        return f"{self.sampler} {self.pruner}"
+        words = [self.sampler, self.pruner, *(f"{name}={value}" for name, value in self.settings.items())]
+        return " ".join([*words, f"trials={self.trials}"] if self.trials else words)
 
     def config(self, table: Recorded) -> SweepConfig:
         """Of a sweep on the table: nothing is planned beside one baseline, and the grid."""
@@ -87,6 +89,13 @@ class Summary:
     never: float
     spent: float
     right: float
+
+
+def searches(trials: int = 0) -> list[Search]:
+    """Every sampler with every pruner, what a sweep does by default, and a cut-off that spends little."""
+    found = [Search(sampler, pruner, trials=trials) for sampler in SAMPLERS for pruner in PRUNERS]
+    default = Search("tpe", "halving", trials=trials, settings={"ablations": True})
+    return [*found, default, Search("random", "cutoff", trials=SMALL)]
 
 
 class _Trainings:

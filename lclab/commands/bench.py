@@ -190,14 +190,13 @@ def sweep(
 def _replayed(seeds: int, trials: int, path: Path | None, tick: "Tick") -> "dict[str, Recorded | list[Summary]]":
     """Every sampler with every pruner."""
     from lclab.bench.recorded import TABLE, Recorded
-    from lclab.bench.sweep import PRUNERS, SAMPLERS, Search, table_of
+    from lclab.bench.sweep import searches, table_of
     from search_space.errors import UsageError
 
     if seeds < 1 or trials < 0:
         raise UsageError(f"seeds: {seeds} is not at least 1" if seeds < 1 else f"trials: {trials} is not at least 0")
     recorded = Recorded.load(path or TABLE)
-    searches = [Search(s, p, trials=trials) for s in SAMPLERS for p in PRUNERS]
-    return {"table": recorded, "searches": list(table_of(searches, recorded, seeds, tick=tick))}
+    return {"table": recorded, "searches": list(table_of(searches(trials), recorded, seeds, tick=tick))}
 
 
 def _engine(tick: "Tick") -> "list[Driven]":

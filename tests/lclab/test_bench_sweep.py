@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lclab.__main__ import app
 from lclab.bench.engine import driven, real
 from lclab.bench.recorded import CONFIG, TABLE, Recorded, record
-from lclab.bench.sweep import PRUNERS, SAMPLERS, Replay, Search, replay, summary
+from lclab.bench.sweep import PRUNERS, SAMPLERS, Replay, Search, replay, searches, summary
 from search_space.errors import UsageError
 from search_space.space import Space
 from sweeps.config import SweepConfig
@@ -129,7 +129,7 @@ def test_bench_sweep_prints_every_search() -> None:
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert [row["search"] for row in found["searches"]] == [f"{s} {p}" for s in SAMPLERS for p in PRUNERS]
+    assert [row["search"] for row in found["searches"]] == [search.name for search in searches(4)]
     assert found["table"]["designs"] == len(RECORDED.designs) and 0 < found["table"]["sigma"] < found["table"]["spread"]
     shown = CliRunner().invoke(app, command)
     assert all(words in shown.output for words in ("tpe halving", "grid cutoff", "within noise"))
