@@ -52,8 +52,8 @@ class SweepConfig:
     address: a Ray cluster to use (HOST:PORT, `auto` on one of its machines, ray://HOST:PORT), else one is started here.
     study_url, tracking_url, artifacts_url: where Optuna's study, MLflow's tracking and its artifacts are kept, such as
     postgresql://USER@HOST/DATABASE and s3://BUCKET/FOLDER; in the home folder where empty.
-    retries: of a trial after a fault of the machine. timeout: seconds without a step after which a
-    trial is taken to hang; its start and its evaluations count.
+    retries: of a trial after a fault of the machine. timeout: seconds without a step after which a trial is taken to
+    hang; its start and its evaluations count.
     """
 
     name: str = "sweep"
@@ -95,6 +95,8 @@ class SweepConfig:
         for name, limit in vars(self.limits).items():
             if limit is not None and not limit > 0:
                 raise UsageError(f"limits.{name}: {limit} is not above 0")
+        if not self.timeout > 0:
+            raise UsageError(f"timeout: {self.timeout} seconds are not above 0")
         self._check_objectives()
         if not self.name or set(self.name) & set("/\\ ") or self.name.startswith("."):
             raise UsageError(f"name: {self.name!r} cannot be the name of a folder")

@@ -91,6 +91,7 @@ def test_the_full_scale_family_has_its_shapes() -> None:
         (["sampler=nsga2"], ["sampler", "objectives=[loss,prefill]", "tpe, random, grid"]),
         (["pruner=hyperband"], ["pruner", "none", "median", "halving", "wilcoxon", "cutoff"]),
         (["objectives=[loss,prefill]"], ["pruner", "halving", "none"]),
+        (["timeout=0"], ["timeout", "above 0"]),
         (["objectives=[prefill]"], ["objectives", "[loss, prefill]"]),
         (["objectives=[loss,speed]"], ["objectives", "speed", "prefill"]),
         (["keep=0"], ["keep", "at least 1"]),
