@@ -92,10 +92,7 @@ def run_sweep(
         view, trouble = MlflowView(ledger, home, corpus, hide(resolved)), ""
         if not ledger.finished():
             say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
-            with (
-                closing(Aside(view)) as aside,
-                closing(_executor(config)) as executor,
-            ):
+            with closing(Aside(view)) as aside, closing(_executor(config)) as executor:
                 driver = Driver(ledger, executor, job, aside, watch)
                 with _stopped_by_signals(driver):
                     driver.run()

@@ -1,4 +1,4 @@
-"""What the sampler and the study are made of: which sampler, which objectives, what a Pareto front is.
+"""What the sampler and the study are made of: which sampler, objectives and constraints.
 
 Notable choices:
 - an infeasible trial without a value is told PRUNED after `trial.set_constraint(name, value > 0)`: TPE counts it among
@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from sweeps.config import SweepConfig
 
-__all__ = ["best", "constrain", "directions", "make_sampler", "metric_names"]
+__all__ = ["constrain", "directions", "make_sampler", "metric_names"]
 
 _POPULATION = 8  # sweeps have tens of trials, and the first population is random
 
@@ -69,9 +69,3 @@ def constrain(trial: Trial, name: str, excess: float) -> None:
         trial.set_constraint(name, excess)
     named = [value for key, value in trial.constraints.items() if not key.isdigit()]  # the old form has numbers
     trial.storage.set_trial_system_attr(trial._trial_id, "constraints", named)
-
-
-def best(study: Study) -> list[FrozenTrial]:
-    """Complete and feasible trials that no other one dominates, lowest loss first; with one objective the best one (all
-    of them, where some are equal)."""
-    return sorted(study.best_trials, key=lambda trial: trial.values)

@@ -73,7 +73,7 @@ class Real:
 
 
 def driven(sampler: Literal["tpe", "random"], storage: Kept, trials: int) -> Driven:
-    """A sweep of trials that take no time, with two rungs and the median pruner."""
+    """A sweep of trials that take no time, with the default rungs and pruner."""
     config = SweepConfig(space=SPACE, seeds=1, controls=[], ablations=False, trials=trials, sampler=sampler)
     dice, clock = random.Random(0), time.process_time
     ends: list[tuple[int, float]] = []  # trials in the study, CPU time

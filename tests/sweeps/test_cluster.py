@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -25,7 +24,7 @@ from search_space.errors import UsageError
 from sweeps.executor import Event, Failed, Finished, Job, Stopped
 from sweeps.home import Home
 from sweeps.ray_executor import CODE, RayExecutor
-from tests.processes import descendants
+from tests.processes import descendants, wait_for
 from tests.sweeps.virtual import MINI
 from tests.test_architecture import MAY_IMPORT
 from tests.tiny import RECIPE, SIZE
@@ -89,14 +88,6 @@ def trials(home: Path) -> list[FrozenTrial]:
 
 def ended(home: Path) -> int:
     return sum(t.state.is_finished() for t in trials(home))
-
-
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def job(corpus: Corpus, folder: Path, number: int, parallel: Parallel | None = None, **recipe: int) -> Job:

@@ -14,10 +14,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_space.design import Design
 from sweeps.config import SweepConfig
+from sweeps.executor import Failed, Job
 from sweeps.ledger import Assignment, Ledger
 from sweeps.study import state_of
 from tests.sweeps.virtual import Chance, config, result_of, run
 from tests.sweeps.virtual import job_for as job
+from trainer.trial import RungResult
 
 CONFIG = config()
 
@@ -235,3 +237,57 @@ def test_more_trials_and_seeds_continue_a_finished_sweep(tmp_path: Path) -> None
     assert len(ledger.trials()) == 13 and ledger.finished()
     baseline = [t for t in ledger.trials() if t.user_attrs["role"] == "baseline"]
     assert {0, 1, 2, 3} <= {t.user_attrs["seed"] for t in baseline}
+
+
+def test_what_needs_too_much_memory_is_told_and_never_trained(tmp_path: Path) -> None:
+    gigabytes = {d.name: CONFIG.cost(d).memory / 1e9 for d in CONFIG.space.members()}
+    limit = (gigabytes[CONFIG.baseline] + max(gigabytes.values())) / 2
+    chosen, trained = config(f"limits.memory={limit}", "sampler=grid", "trials=16"), set[str]()
+
+    def train(job: Job) -> tuple[float, RungResult]:
+        trained.add(job.spec.design.name)
+        return 1.0, result_of(job)
+
+    ledger = run(chosen, url(tmp_path), train)
+    check_ended_well(ledger, chosen)
+    told_so = {t.user_attrs["design"] for t in ledger.trials() if state_of(t) == "infeasible"}
+    assert told_so == {name for name, need in gigabytes.items() if need > limit} and not told_so & trained
+    assert all("limits.memory" in t.user_attrs["reason"] for t in ledger.trials() if state_of(t) == "infeasible")
+
+
+def test_what_trains_for_too_long_is_infeasible_whatever_its_loss(tmp_path: Path) -> None:
+    chosen = config("limits.seconds=0.5", "pruner=none")  # every made-up trial takes a second
+    ledger = run(chosen, url(tmp_path), Chance(0))
+    check_ended_well(ledger, chosen)
+    states = {(t.user_attrs["role"] == "control", state_of(t), t.value is None) for t in ledger.trials()}
+    assert states == {(True, "complete", False), (False, "infeasible", False)} and ledger.best() is None
+
+
+def test_a_design_that_ran_out_of_memory_is_not_tried_with_another_seed(tmp_path: Path) -> None:
+    chosen, tried = config("sampler=grid", "replicates=3", "trials=40"), list[str]()
+
+    def train(job: Job) -> tuple[float, RungResult | Failed]:
+        if job.spec.design.pooling != "concat":
+            return 1.0, result_of(job)
+        tried.append(job.spec.design.name)
+        return 1.0, Failed(job, "OutOfMemory: out of memory after step 0", "memory")
+
+    ledger = run(chosen, url(tmp_path), train, slots=1)
+    check_ended_well(ledger, chosen)
+    refused = [t.user_attrs["design"] for t in ledger.trials() if state_of(t) == "infeasible"]
+    assert len(set(tried)) == len(tried) < len(refused) and set(refused) == set(tried)
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe"])
+def test_two_objectives_are_told_both(tmp_path: Path, sampler: str) -> None:
+    chosen = config("objectives=[loss,prefill]", "pruner=none", f"sampler={sampler}", "trials=24")
+    ledger = run(chosen, url(tmp_path), Chance(0, dies=0.1, diverges=0.1, too_large=0.1))
+    trials = ledger.trials()
+    assert len(trials) == 24 and ledger.finished() and ledger.best()
+    for trial in trials:
+        if state_of(trial) == "complete":
+            prefill = chosen.cost(Design.parse(trial.user_attrs["design"])).prefill_flops
+            loss, second = trial.values or []
+            assert second == prefill
+            assert trial.user_attrs["role"] == "control" or loss == trial.intermediate_values[trial.last_step or 0]
+    assert {t.user_attrs["role"] for t in ledger.study.optuna.best_trials} <= {"baseline", "arm"}

@@ -13,11 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 import optuna
 import pandas as pd
@@ -31,7 +29,7 @@ from search_space.errors import UsageError
 from sweeps.home import Home
 from sweeps.status import read_status
 from sweeps.tracking import STATUS
-from tests.processes import descendants
+from tests.processes import answer, descendants, wait_for
 from tests.sweeps.virtual import MINI
 from trainer.trial import RungResult
 
@@ -89,14 +87,6 @@ class Sweep:
 
     def table(self) -> pd.DataFrame:
         return pd.read_parquet(self.home.sweep("mini").table)
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def checkpoints(sweep: Sweep) -> set[Path]:
@@ -247,13 +237,6 @@ def test_ui_serves_both_and_stops_both(calm: Sweep) -> None:
     command = [sys.executable, "-m", "lclab", "ui", "--home", str(calm.home.path), "--port", str(port)]
     quiet = subprocess.DEVNULL
     server = subprocess.Popen(command, stdout=quiet, stderr=quiet, text=True, start_new_session=True)
-
-    def answer(url: str) -> str:
-        try:
-            with urlopen(url, timeout=5) as response:
-                return response.read().decode()
-        except OSError:
-            return ""
 
     query = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=mini"
     wait_for(lambda: '"name": "mini"' in answer(query), server)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import optuna
 import pytest
@@ -24,8 +23,8 @@ from lclab.__main__ import app
 from search_space.errors import UsageError
 from sweeps.home import Home, hide, reachable
 from sweeps.status import read_status
+from tests.processes import answer, descendants, wait_for
 from tests.sweeps.test_cluster import free_port
-from tests.sweeps.test_end_to_end import descendants, wait_for
 from tests.sweeps.virtual import MINI, config
 
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path(shutil.which("initdb") or "/none/x").parent)
@@ -151,13 +150,6 @@ def assert_ui_serves(home: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "lclab", "ui", "--home", str(home), "--port", str(port)]
     server = subprocess.Popen(command, stdout=-3, stderr=-3, text=True, start_new_session=True)
-
-    def answer(url: str) -> str:
-        try:
-            with urlopen(url, timeout=5) as response:
-                return response.read().decode()
-        except OSError:
-            return ""
 
     query = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=a"
     try:

@@ -20,7 +20,7 @@ from optuna.trial import Trial, TrialState
 
 from search_space.design import Design
 from sweeps.config import SweepConfig
-from sweeps.search import best, constrain, directions, make_sampler, metric_names
+from sweeps.search import constrain, directions, make_sampler, metric_names
 from tests.sweeps.virtual import config
 
 TWO = ["objectives=[loss,prefill]", "pruner=none"]
@@ -146,7 +146,7 @@ def test_best_is_what_no_feasible_trial_dominates(told: list[tuple[int, int, boo
         return fair[by] != fair[number] and all(a <= b for a, b in zip(fair[by], fair[number], strict=True))
 
     front = {n for n in fair if not any(dominated(other, n) for other in fair)}
-    found = best(study)
+    found = sorted(study.best_trials, key=lambda trial: trial.values)
     assert {t.number for t in found} == front
     losses = [t.values[0] for t in found if t.values]
     assert losses == sorted(losses)
@@ -202,7 +202,7 @@ def test_the_dashboard_shows_every_kind_of_trial(tmp_path: Path) -> None:
     constrain(too_slow, "seconds", 0.5)
     study.tell(too_slow, 1.0)
     running.report(2.5, 1000)
-    assert [t.number for t in best(study)] == [complete.number] == [study.best_trial.number]
+    assert [t.number for t in study.best_trials] == [complete.number] == [study.best_trial.number]
     with dashboard(storage) as address:
         shown = read_json(f"{address}/api/studies/1")["trials"]
     assert [(t["state"], t.get("values"), t["constraints"]) for t in shown] == [

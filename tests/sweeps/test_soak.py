@@ -56,13 +56,13 @@ class Soak:
     def trials(self) -> list[FrozenTrial]:
         return optuna.load_study(study_name="mini", storage=self.home.study_url).get_trials()
 
-    def strike(self, what: str) -> bool:
+    def strike(self, what: str, chance: random.Random) -> bool:
         """Kill the driver or one of the processes under it; False where none is there."""
         driver = self.start()
         under = [pid for pid, args in descendants(driver.pid) if re.search(rf"^{what}|/{what} ", args)]
         victims = [driver.pid] if what == "driver" else under
         if victims:
-            os.kill(random.Random(SEED).choice(victims), signal.SIGKILL)
+            os.kill(chance.choice(victims), signal.SIGKILL)
         return bool(victims)
 
 
@@ -88,7 +88,7 @@ def rough(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Soak:
             time.sleep(0.05)
             continue
         time.sleep(chance.uniform(0, 0.5))
-        if soak.strike(*chance.choices(list(VICTIMS), list(VICTIMS.values()))):
+        if soak.strike(*chance.choices(list(VICTIMS), list(VICTIMS.values())), chance):
             struck += 1
             seen = soak.checkpoints()
             read_status(soak.home, "mini")  # at any moment, from elsewhere
