@@ -19,6 +19,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 
+# Compiled here and now: where Python may not write bytecode, every process would take three times as long to start.
 # uv does not read pip's configuration: hand it the local wheels that pip would look at, where there are any.
 $(READY): pyproject.toml constraints.txt overrides.txt
 	@python3 -c 'import sys; sys.exit("python3 is %d.%d; 3.11 or newer is needed" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
@@ -26,7 +27,7 @@ $(READY): pyproject.toml constraints.txt overrides.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}" \
 	  $(BIN)/python -m uv pip install --quiet --python $(BIN)/python \
-	  --constraint constraints.txt --override overrides.txt --editable '.[dev]'
+	  --constraint constraints.txt --override overrides.txt --compile-bytecode --editable '.[dev]'
 	touch $@
 
 clean:

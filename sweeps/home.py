@@ -71,16 +71,29 @@ class SweepFolder:
                 f"sweep: {name!r} is already run by process {self.driver() or '?'}; "
                 f"watch it with `lclab sweep status {name}` or end it with `lclab sweep stop {name}`"
             ) from None
+        self._stop.unlink(missing_ok=True)
         try:
             self._pid.write_text(str(os.getpid()))
             yield
         finally:
             self._pid.unlink(missing_ok=True)
+            self._stop.unlink(missing_ok=True)
             lock.release()
 
     @property
     def _pid(self) -> Path:
         return self.path / "driver.pid"
+
+    @property
+    def _stop(self) -> Path:
+        return self.path / "stop"
+
+    def ask_to_stop(self) -> None:
+        """By a file: the driver may be on another machine that shares this folder, where its process is another."""
+        self._stop.touch()
+
+    def asked_to_stop(self) -> bool:
+        return self._stop.exists()
 
     def driver(self) -> int | None:
         """The process that runs this sweep now, None where none does."""

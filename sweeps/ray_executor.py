@@ -10,10 +10,12 @@ A trial of several ranks is run by Ray Train; its actor only listens, and takes 
 """
 
 import os
+import signal
 import socket
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from sweeps.executor import Event, Failed, Finished, Job, Stopped, fault_of
 from trainer.parallel import Parallel
 from trainer.trial import Interrupted, RungResult
 
-__all__ = ["CODE", "RayExecutor"]
+__all__ = ["CODE", "RayExecutor", "knock"]
 
 # glibc gives large tensors back to the system after every step and faults them in again on the next; keeping them
 # made a training step 1.1 to 1.2 times as fast (docs/log.md).
@@ -73,6 +75,11 @@ class _Worker:
         return pretrain(job.spec, job.folder, job.rung, progress, job.parallel)
 
     @ray.method(concurrency_group="control")
+    def process(self) -> tuple[str, int]:
+        """Where it runs: node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+    @ray.method(concurrency_group="control")
     def hear(self, step: int, tokens: int) -> bool:
         """Where the job is; whether it is to go on."""
         self._at = (step, tokens)
@@ -103,6 +110,8 @@ class RayExecutor:
         self._parallel = parallel or Parallel()
         _connect(address, slots * self._parallel.ranks, threads)
         _check_gpus(gpus)
+        self._here = "" if address.startswith("ray://") else ray.get_runtime_context().get_node_id()
+        self._processes: dict[ActorHandle, tuple[str, int]] = {}
         self._waiting: deque[Job] = deque()
         self._stopped: list[Event] = []  # before they began
         self._arriving: dict[ray.ObjectRef, ActorHandle] = {}
@@ -119,13 +128,13 @@ class RayExecutor:
         one = self._parallel.strategy == "one"
         resources = {"num_cpus": self._threads, "num_gpus": self._gpus} if one else {"num_cpus": 0}
         actor = actor_class.options(**resources).remote(self._threads, self._gpus)
-        self._arriving[actor.at.remote()] = actor
+        self._arriving[actor.process.remote()] = actor
 
     def _welcome(self, ref: "ray.ObjectRef[Any]") -> None:
         """An actor has arrived, or its node has gone before it could."""
         actor = self._arriving.pop(ref)
         try:
-            ray.get(ref)
+            self._processes[actor] = ray.get(ref)
         except RayError as error:
             if isinstance(error, RuntimeEnvSetupError) or getattr(error, "actor_init_failed", False):
                 raise UsageError(f"address: a worker cannot start there: {_last_line(error)}") from error
@@ -172,7 +181,8 @@ class RayExecutor:
             fault = "machine" if isinstance(error.cause, RayError) else fault_of(error.cause)
             return Failed(job, _reason(error), fault)
         except RayError:  # the actor, its node, or too little memory there
-            ray.kill(actor)  # should it live where it cannot be reached: two may not write to one folder
+            self._dismiss(actor)  # should it live where it cannot be reached: two may not write to one folder
+            self._processes.pop(actor)
             self._hire()
             return Failed(job, self._killed.pop(job.number, "the worker process died"), "machine")
         self._idle.append(actor)
@@ -197,7 +207,15 @@ class RayExecutor:
         self._killed[number] = reason
         for job, actor in self._running.values():
             if job.number == number:
-                ray.kill(actor)
+                self._dismiss(actor)
+
+    def _dismiss(self, actor: ActorHandle) -> None:
+        """A process of this machine is killed here: Ray waits for a minute for one that stands still."""
+        node, process = self._processes[actor]
+        if node == self._here:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        ray.kill(actor)
 
     def stop(self) -> None:
         self._stopped += [Stopped(job) for job in self._waiting]
@@ -220,20 +238,28 @@ def _connect(address: str, processes: int, threads: int) -> None:
     elif _IN_A_JOB not in os.environ:
         environment["py_modules"] = CODE
     options |= {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": environment}
+    knock(address)
     try:
-        _knock(address)
         ray.init(**options)
     except (OSError, AuthenticationError, RuntimeError, ValueError) as error:
         if not address:
             raise
-        raise UsageError(f"address: no Ray cluster answers at {address!r} ({_last_line(error)})") from error
+        raise _nobody_at(address, error) from error
 
 
-def _knock(address: str) -> None:
-    """Raise `OSError` where nobody listens at HOST:PORT; Ray itself tries for minutes."""
+def knock(address: str) -> None:
+    """Raise `UsageError` where nobody listens at HOST:PORT; Ray itself tries for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
+    if not (colon and port.isdigit()):
+        return
+    try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _nobody_at(address, error) from error
+
+
+def _nobody_at(address: str, error: Exception) -> UsageError:
+    return UsageError(f"address: no Ray cluster answers at {address!r} ({_last_line(error)})")
 
 
 def _check_gpus(gpus: float) -> None:

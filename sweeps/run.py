@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sweeps.driver import Driver, Snapshot
 from sweeps.executor import Job
 from sweeps.home import Home, SweepFolder, hide, reachable, setting_up
 from sweeps.ledger import Assignment, Ledger
-from sweeps.ray_executor import RayExecutor
+from sweeps.ray_executor import RayExecutor, knock
 from sweeps.tables import write_tables
 from sweeps.tracking import Aside, MlflowView
 from trainer.corpus import Corpus
@@ -76,10 +76,15 @@ def run_sweep(
     _refuse_changes(folder, resolved)
     _refuse_size(config)
     reachable("study_url", home.study_url)
+    knock(config.address)
     say("Corpus: building or reusing tokenizer and shards")
     corpus = _corpus(config, home, folder)
     check_fit(corpus, config.recipe, config.parallel)
-    with folder.locked():
+    with ExitStack() as held:
+        executor = None
+        if not folder.config.exists():  # what is wrong with a cluster is to be known before anything is written
+            executor = held.enter_context(closing(_executor(config, say)))
+        held.enter_context(folder.locked())
         folder.config.write_text(resolved)
         folder.corpus.write_text(_known_as(corpus, home))
         with setting_up(home.study_url):
@@ -91,9 +96,15 @@ def run_sweep(
 
         view, trouble = MlflowView(ledger, home, corpus, hide(resolved)), ""
         if not ledger.finished():
-            say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
-            with closing(Aside(view)) as aside, closing(_executor(config)) as executor:
-                driver = Driver(ledger, executor, job, aside, watch)
+            with closing(Aside(view)) as aside, closing(executor or _executor(config, say)) as executor:
+                driver = Driver(ledger, executor, job, aside)
+
+                def look(snapshot: Snapshot) -> None:
+                    if folder.asked_to_stop():
+                        driver.stop()
+                    watch(snapshot)
+
+                driver.watch = look
                 with _stopped_by_signals(driver):
                     driver.run()
                 trouble = driver.trouble
@@ -103,7 +114,8 @@ def run_sweep(
     return Outcome(folder, frame, note, not ledger.finished(), trouble)
 
 
-def _executor(config: SweepConfig) -> RayExecutor:
+def _executor(config: SweepConfig, say: Callable[[str], None]) -> RayExecutor:
+    say("Ray: starting workers" if not config.address else f"Ray: connecting to {config.address}")
     return RayExecutor(config.workers, config.threads, config.address, config.gpus, config.parallel)
 
 

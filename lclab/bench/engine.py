@@ -111,7 +111,7 @@ def real(config: SweepConfig, corpus: Corpus, folder: Path, trials: int) -> Real
     plain = {"seeds": 1, "controls": [], "ablations": False, "sampler": "random", "pruner": "none", "recipe": recipe}
     trials = workers * ceil(trials / workers)
     known = replace(config, **plain, name="handover", trials=workers + _HANDED_OVER)
-    trained = replace(config, **plain, name="trained", trials=trials)
+    trained = replace(config, **plain | {"seeds": trials}, name="trained", trials=trials)  # equals: no worker waits
     with closing(RayExecutor(workers, config.threads, config.address)) as executor:
         for number in range(known.trials):
             spec = TrialSpec(Design.parse(config.baseline), config.model_size(), recipe, 0, source)
@@ -119,7 +119,7 @@ def real(config: SweepConfig, corpus: Corpus, folder: Path, trials: int) -> Real
         ends = _run(known, executor, source, folder)[workers - 1 :]  # the first ones wait for the imports
         handover = workers * (ends[-1] - ends[0]) / (len(ends) - 1)
         start = time.monotonic()
-        wall = workers * (_run(trained, executor, source, folder)[-1] - start)
+        wall = sum(end - start for end in _run(trained, executor, source, folder)[-workers:])
     results = [RungResult.load(path) for path in sorted((folder / trained.name).glob("*/rung-1.json"))]
     training = sum(result.seconds for result in results)
     return Real(workers, trials, handover, training, wall, wall / training)

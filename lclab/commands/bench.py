@@ -215,11 +215,11 @@ def _real(home: Path, tick: "Tick") -> "Real":
     from sweeps.config import load
     from trainer.prepare import prepare
 
-    config = load("demo", ["recipe.steps=700"])
+    config = load("demo", ["recipe.steps=200"])
     corpus = prepare(config.corpus, home / "corpora", config.workers)
     tick("trials on Ray")
     with tempfile.TemporaryDirectory() as folder:
-        return real(config, corpus, Path(folder), trials=4)
+        return real(config, corpus, Path(folder), trials=6)
 
 
 def _configured(preset: str, overrides: list[str] | None, design: str) -> "tuple[SweepConfig, Design]":

@@ -5,8 +5,6 @@ option answer at once.
 """
 
 import json
-import os
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -111,10 +109,11 @@ def status(name: Name, home: HomePath = Path("runs"), as_json: AsJson = False) -
 @app.command("stop")
 def stop(name: Name, home: HomePath = Path("runs")) -> None:
     """Ask the driver of a sweep to stop cleanly, as Ctrl-C in its own terminal would."""
-    driver = Home(home).existing(name).driver()
+    folder = Home(home).existing(name)
+    driver = folder.driver()
     if driver is None:
         raise UsageError(f"sweep: {name!r} is not running")
-    os.kill(driver, signal.SIGTERM)
+    folder.ask_to_stop()
     print(f"Asked process {driver} to stop; running trials write a checkpoint first.")
 
 

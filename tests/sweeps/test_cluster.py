@@ -163,6 +163,7 @@ def test_no_cluster_and_no_gpu_are_told_in_one_line(
     said, _ = driver.communicate()
     assert driver.returncode == 2
     assert said.splitlines()[-1].startswith("lclab: gpus: a worker wants 0.5 and this Ray cluster has none")
+    assert not (tmp_path / "mini").exists()
 
 
 def test_two_trials_share_a_gpu_and_what_has_no_room_waits(

@@ -121,8 +121,15 @@ def rough(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Sweep:
     assert "Continue with: lclab sweep run" in said
     assert not all(t.state.is_finished() for t in sweep.trials()), "stopped too late to show anything"
 
-    driver = sweep.start()
-    before = checkpoints(sweep)
+    driver, before = sweep.start(), checkpoints(sweep)
+    wait_for(lambda: checkpoints(sweep) - before, driver)
+    stopped = sweep.command("sweep", "stop", "mini", *sweep._common)  # from another terminal
+    assert stopped.returncode == 0 and f"Asked process {driver.pid}" in stopped.stdout, stopped.stdout + stopped.stderr
+    said, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "Continue with: lclab sweep run" in said, said
+    assert sweep.status()["driver"] is None
+
+    driver, before = sweep.start(), checkpoints(sweep)
     wait_for(lambda: checkpoints(sweep) - before, driver)
     workers = [pid for pid, args in descendants(driver.pid) if re.match(r"ray::_Worker", args)]
     assert workers

@@ -2,6 +2,7 @@
 somebody else holds, a tracking server that is away."""
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -26,10 +27,12 @@ from sweeps.executor import Job
 from sweeps.home import Home
 from sweeps.ledger import Assignment, Ledger
 from sweeps.ray_executor import RayExecutor
+from sweeps.study import state_of
 from sweeps.tracking import Aside, MlflowView
 from tests.processes import descendants
 from tests.sweeps.virtual import MINI, Chance, config, job_for, result_of, run
 from trainer.corpus import Corpus
+from trainer.optim import OptimConfig
 from trainer.trial import RungResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -75,19 +78,53 @@ def test_a_worker_that_stands_still_is_killed_and_its_trial_goes_on(corpus: Corp
         return replace(virtual, spec=replace(virtual.spec, corpus=str(corpus.folder)), folder=tmp_path / "trial")
 
     with closing(RayExecutor(1)) as executor:
-        driver, stopped = Driver(ledger, executor, job), threading.Event()
+        driver, stopped, left = Driver(ledger, executor, job), list[int](), list[int]()
 
         def stand_still(snapshot: object) -> None:
-            if not stopped.is_set() and list((tmp_path / "trial").glob("step-*")):
-                (worker,) = [pid for pid, args in descendants(os.getpid()) if args.startswith("ray::_Worker")]
+            if not stopped and list((tmp_path / "trial").glob("step-*")):
+                (worker,) = workers()
                 os.kill(worker, signal.SIGSTOP)
-                stopped.set()
+                stopped.append(worker)
+            if ledger.trials()[0].user_attrs.get("faults"):
+                left.extend(set(stopped) & set(workers()))
 
         driver.watch = stand_still
         driver.run()
     (trial,) = ledger.trials()
-    assert stopped.is_set() and trial.state == TrialState.COMPLETE
+    assert stopped and trial.state == TrialState.COMPLETE
     assert trial.user_attrs["faults"] == ["no step for 3 s"]
+    assert not left, "it held its CPU while its trial went on"
+
+
+def workers() -> list[int]:
+    return [pid for pid, args in descendants(os.getpid()) if args.startswith("ray::_Worker")]
+
+
+def test_divergence_and_too_little_memory_are_told_as_such(corpus: Corpus, tmp_path: Path) -> None:
+    """In the middle of a sweep, whose worker goes on. It may not have more memory than it has, and 300 MB."""
+    chosen = config("trials=4", "controls=[]", "seeds=1", "ablations=false", "pruner=none")
+    ledger = Ledger(chosen, f"sqlite:///{tmp_path}/optuna.db")
+    wild = replace(chosen.recipe, optim=OptimConfig(muon_rate=1e30, adamw_rate=1e30, clip=1e30), precision="32-true")
+    recipes = [chosen.recipe, wild, replace(chosen.recipe, pieces=1000), chosen.recipe]
+
+    def job(trial: Assignment) -> Job:
+        if trial.number == 2:
+            (worker,) = workers()
+            now = 4096 * int(Path(f"/proc/{worker}/statm").read_text().split()[0])
+            limit = now + 300 * 2**20
+            resource.prlimit(worker, resource.RLIMIT_AS, (limit, limit))
+        virtual = job_for(chosen, trial)
+        spec = replace(virtual.spec, corpus=str(corpus.folder), recipe=recipes[trial.number])
+        return replace(virtual, spec=spec, folder=tmp_path / str(trial.number))
+
+    with closing(RayExecutor(1)) as executor:
+        Driver(ledger, executor, job).run()
+    trials = ledger.trials()
+    assert [state_of(trial) for trial in trials] == ["complete", "failed", "infeasible", "complete"]
+    assert trials[1].user_attrs["reason"].startswith("Diverged: training loss is")
+    assert trials[1].values is None and not trials[1].intermediate_values
+    assert trials[2].user_attrs["reason"].startswith("OutOfMemory: out of memory after step 0")
+    assert max(trials[2].constraints.values()) > 0
 
 
 def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
@@ -97,7 +134,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
     ledger.take_up()
     assignment = ledger.next()
     assert assignment is not None
-    held, seconds = threading.Event(), 7.0
+    held, seconds = threading.Event(), 31.0
 
     def hold() -> None:
         with closing(sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)) as other:
