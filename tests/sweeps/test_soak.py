@@ -27,6 +27,7 @@ from trainer.trial import RungResult
 KILLS = int(os.environ.get("LCLAB_SOAK", "6"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 60 * KILLS)]
 VICTIMS = {"ray::_Worker": 6, "driver": 3, "raylet": 1}  # and how often each
+STEPS = max(40, 7 * KILLS)  # so that they do not end before the kills do
 SEED = 0
 
 
@@ -35,7 +36,7 @@ class Soak:
 
     def __init__(self, folder: Path, text: Path) -> None:
         self.home = Home(folder)
-        settings = ["sampler=grid", "pruner=cutoff", "keep=3", "trials=12", "retries=1000", "recipe.steps=40"]
+        settings = ["sampler=grid", "pruner=cutoff", "keep=3", "trials=12", "retries=1000", f"recipe.steps={STEPS}"]
         self._command = [sys.executable, "-m", "lclab", "sweep", "run", str(MINI), f"corpus.source={text}"]
         self._command += [*settings, "--home", str(folder)]
         self._log = (folder / "log").open("w")
