@@ -40,7 +40,8 @@ TRIALS: dict[str, str] = {
     "embeddings": "str",
     "positions": "str",
     "control": "str",  # none, uncompressed, blind, encoderless
-    "role": "str",  # baseline, control, arm
+    "role": "str",  # baseline, control, arm; rate: at other learning rates than the rest
+    "rate": "float64",  # factor on the learning rates
     "seed": "int64",
     "state": "str",  # running, complete, pruned, failed
     "reason": "str",  # of a failure or a pruning
@@ -67,6 +68,7 @@ TRIALS: dict[str, str] = {
     "parameters": "int64",
     "train_flops_per_token": "float64",
     "prefill_flops_per_token": "float64",
+    "memory": "float64",  # bytes at the peak of a training step, by the memory model
     "mlflow_run": "str",
 }
 CURVES: dict[str, str] = {"trial": "int64", "tokens": "int64", "loss": "float64", "learning_rate": "float64"}

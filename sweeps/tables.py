@@ -55,11 +55,13 @@ def _about(trial: FrozenTrial, resolved: Design, costs: Cost) -> dict[str, Any]:
         "design": attrs["design"],
         "role": attrs["role"],
         "seed": attrs["seed"],
+        "rate": attrs.get("rate", 1.0),
         "state": state_of(trial),
         "reason": attrs.get("reason"),
         "parameters": costs.parameters,
         "train_flops_per_token": costs.train_flops,
         "prefill_flops_per_token": costs.prefill_flops,
+        "memory": float(costs.memory),
     }
 
 

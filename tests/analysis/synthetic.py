@@ -47,7 +47,8 @@ def trial(
         "trial": number, "design": design, "pooling": "mean" if head == control else head,
         "ratio": 8, "window": 128, "overlap": 0, "mask": "causal", "adapter": "mlp", "depth": 0, "control": control,
         "role": role, "seed": seed, "state": state, "reason": reason, "rungs": rungs, "parameters": 1_234_567,
-        "train_flops_per_token": 7.4e6, "prefill_flops_per_token": 1.1e6, "mlflow_run": None,
+        "train_flops_per_token": 7.4e6, "prefill_flops_per_token": 1.1e6, "memory": 2.5e8, "rate": 1.0,
+        "mlflow_run": None,
     }  # fmt: skip
     if not reached:
         return [row | {"rung": 0, "step": 0, "tokens": 0}]

@@ -101,7 +101,7 @@ def workers() -> list[int]:
 
 
 def test_divergence_and_too_little_memory_are_told_as_such(corpus: Corpus, tmp_path: Path) -> None:
-    """In the middle of a sweep, whose worker goes on. For one trial it may not have more memory than it has, and 300 MB."""
+    """In the middle of a sweep, whose worker goes on. For one trial it gets 300 MB and no more."""
     chosen = config("trials=4", "controls=[]", "seeds=1", "ablations=false", "pruner=none")
     ledger = Ledger(chosen, f"sqlite:///{tmp_path}/optuna.db")
     wild = replace(chosen.recipe, optim=OptimConfig(muon_rate=1e30, adamw_rate=1e30, clip=1e30), precision="32-true")
