@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +19,7 @@ from trainer.parallel import Parallel
 from trainer.prepare import CorpusConfig
 from trainer.recipe import Recipe, precision_of
 
-__all__ = ["PRESETS", "Limits", "SweepConfig", "dump", "load", "presets"]
+__all__ = ["PRESETS", "Limits", "Planned", "SweepConfig", "dump", "load", "presets"]
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -34,6 +35,16 @@ class Limits:
     seconds: float | None = None
 
 
+class Planned(NamedTuple):
+    """A trial that the configuration wants. role: baseline, control, arm or rate. rate: factor on the learning rates,
+    1 but in that role."""
+
+    design: Design
+    seed: int
+    role: str
+    rate: float = 1.0
+
+
 @dataclass(frozen=True)
 class SweepConfig:
     """name: folder, study and MLflow experiment of the sweep.
@@ -45,6 +56,8 @@ class SweepConfig:
     trials: how many in all. Where ablations and sampler want more, `trials` wins.
     sampler: `grid` plans every member of the space, the others choose after what is planned (see `sweeps.search`).
     replicates: seeds of every design that the grid or the sampler chooses.
+    rates: factors at which every planned design is trained once more, with seed 0 and the peak learning rates times the
+    factor, to see how much a comparison hangs on one rate for all.
     pruner: see `sweeps.pruning`. startup: complete trials before TPE learns and the median prunes.
     keep: how many go on after the cut-off. factor: of halving, one in so many goes on.
     objectives: what is minimised; `prefill` is FLOPs per raw token. limits: what makes a trial infeasible.
@@ -65,6 +78,7 @@ class SweepConfig:
     trials: int = 16
     sampler: Literal["tpe", "random", "grid", "nsga2"] = "tpe"
     replicates: int = 1
+    rates: list[float] = field(default_factory=list)
     pruner: Literal["none", "median", "halving", "wilcoxon", "cutoff"] = "halving"
     startup: int = 4
     keep: int = 4
@@ -95,6 +109,9 @@ class SweepConfig:
         for name, limit in vars(self.limits).items():
             if limit is not None and not limit > 0:
                 raise UsageError(f"limits.{name}: {limit} is not above 0")
+        for rate in self.rates:
+            if not 0 < rate < inf or rate == 1 or self.rates.count(rate) > 1:
+                raise UsageError(f"rates: {rate} is not above 0, not 1, and there once; choose factors such as [0.5,2]")
         if not self.timeout > 0:
             raise UsageError(f"timeout: {self.timeout} seconds are not above 0")
         self._check_objectives()
@@ -137,7 +154,7 @@ class SweepConfig:
     def _check_size(self) -> None:
         """Every design fits the size, and no two are the same at it."""
         seen: dict[Design, Design] = {}
-        for design in [*self.space.members(), *(design for design, _, _ in self.planned())]:
+        for design in [*self.space.members(), *(design for design, *_ in self.planned())]:
             size = self.model_size()
             twin = seen.setdefault(size.resolve(design), design)
             if twin != design:
@@ -157,17 +174,25 @@ class SweepConfig:
         interleaved, precision = r.continuation == 1, precision_of(r)
         return cost(design, self.model_size(), r.piece, pieces, interleaved, precision, r.optim.kind, spread.recompute)
 
-    def planned(self) -> list[tuple[Design, int, str]]:
-        """Design, seed and role of the trials that come before the sampler's, in order."""
+    def recipe_at(self, rate: float) -> Recipe:
+        """The recipe of a trial whose learning rates are those of all times `rate`."""
+        return self.recipe if rate == 1 else replace(self.recipe, optim=self.recipe.optim.times(rate))
+
+    def planned(self) -> list[Planned]:
+        """The trials that come before the sampler's, in order."""
         baseline = Design.parse(self.baseline)
-        plan = [(baseline, seed, "baseline") for seed in range(self.seeds)]
-        plan += [(baseline.but(control=name), 0, "control") for name in self.controls]
+        plan = [Planned(baseline, seed, "baseline") for seed in range(self.seeds)]
+        plan += [Planned(baseline.but(control=name), 0, "control") for name in self.controls]
         if self.ablations:
-            plan += [(design, 0, "arm") for design in self.space.neighbours(baseline)]
+            plan += [Planned(design, 0, "arm") for design in self.space.neighbours(baseline)]
         if self.sampler == "grid":
-            have = {(design, seed) for design, seed, _ in plan}
+            have = {(planned.design, planned.seed) for planned in plan}
             grid = ((design, seed) for seed in range(self.replicates) for design in self.space.members())
-            plan += [(d, seed, "baseline" if d == baseline else "arm") for d, seed in grid if (d, seed) not in have]
+            plan += [
+                Planned(d, seed, "baseline" if d == baseline else "arm") for d, seed in grid if (d, seed) not in have
+            ]
+        judged = dict.fromkeys(planned.design for planned in plan if planned.role != "control")
+        plan += [Planned(design, 0, "rate", rate) for rate in self.rates for design in judged]
         return plan[: self.trials]
 
 

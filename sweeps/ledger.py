@@ -6,7 +6,8 @@ Notable choices:
 - a trial carries its design, seed and role as attributes; what was begun but not finished stays RUNNING and is taken
   up again by the next driver;
 - a trial that waits for a pruner's decision holds no worker;
-- controls are no compressors: a constraint marks them infeasible, and their losses are kept from the pruner;
+- controls are no compressors, and trials at other learning rates have no like: a constraint marks both infeasible,
+  and their losses are kept from the pruner;
 - a design that ran out of memory is not trained again, with whatever seed.
 """
 
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_space.design import Design
 from search_space.space import Pick
-from sweeps.config import SweepConfig
+from sweeps.config import Planned, SweepConfig
 from sweeps.pruning import Reached, Standings, make_pruner
 from sweeps.search import directions, make_sampler, metric_names
 from sweeps.study import Study, state_of
@@ -34,6 +35,7 @@ _WENT_ON = "rung {}"  # attribute: value at a rung that the trial went on from
 _DOCUMENTS = "documents {}"  # attribute: losses of the documents at a rung
 # Constraints. A control is no compressor; by how much a trial does not fit is not known.
 _CONTROL, _MEMORY, _SECONDS, _UNFIT = "is a control", "limits.memory", "limits.seconds", "does not fit"
+_APART = ("control", "rate")  # roles whose losses are no answers of the search
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Assignment:
     seed: int
     role: str
     rung: int
+    rate: float = 1.0
 
 
 class Ledger:
@@ -61,7 +64,7 @@ class Ledger:
         self._pruner = make_pruner(config)
         self._reached = [Standings() for _ in range(self.rungs)]
         self._level: Counter[int] = Counter()  # running compressors by the rungs they have reached
-        self._seeds: dict[str, set[int]] = {}
+        self._seeds: dict[tuple[str, float], set[int]] = {}  # by design and factor on the rates
         self._unfit: dict[str, str] = {}  # designs that cannot be trained, and why
         self._ready: deque[int] = deque()  # trials that are to be trained further
         self._waiting: list[list[int]] = [[] for _ in range(self.rungs)]  # for a decision, by rung
@@ -69,8 +72,8 @@ class Ledger:
         self._planned = deque(config.planned())
         for trial in self.trials():
             self._recall(trial)
-        self._planned = deque((d, seed, role) for d, seed, role in self._planned if not self._begun(d, seed))
-        self._controls = sum(role == "control" for _, _, role in self._planned)  # that are still to be begun
+        self._planned = deque(p for p in self._planned if not self._begun(p.design.name, p.seed, p.rate))
+        self._apart = sum(planned.role in _APART for planned in self._planned)  # that are still to be begun
         self._replicas = deque(self._missing())
 
     def take_up(self) -> None:
@@ -106,7 +109,7 @@ class Ledger:
         """
         trial, value = self.study[number], result.heldout.loss[self.config.metric]
         role, rung = trial.user_attrs["role"], result.rung
-        if role != "control" and result.tokens not in trial.intermediate_values:
+        if role not in _APART and result.tokens not in trial.intermediate_values:
             documents = result.heldout.documents[self.config.metric] if self.config.pruner == "wilcoxon" else []
             if documents and rung < self.rungs:
                 self.study.note(number, _DOCUMENTS.format(rung), documents)
@@ -162,16 +165,18 @@ class Ledger:
         # What a sampler draws hangs on the trial's number and what is known by then, not on when a driver was started.
         self.study.optuna.sampler = make_sampler(self.config, crc32(f"{self.config.name} {len(self.study)}".encode()))
         planned = self._planned.popleft() if self._planned else self._next_replica()
-        design, seed, role = planned or (None, None, None)
-        self._controls -= role == "control"
+        design, seed, role, rate = planned or (None, None, None, 1.0)
+        apart = role in _APART
+        self._apart -= apart
 
         def choose(pick: Pick) -> dict[str, Any]:
-            chosen = design if design and role == "control" else self.config.space.choose(pick)
+            chosen = design if design and apart else self.config.space.choose(pick)
             name = chosen.name
             kind = role or ("baseline" if name == self.config.baseline else "arm")
-            return {"design": name, "seed": self._free_seed(name) if seed is None else seed, "role": kind}
+            found = {"design": name, "seed": self._free_seed(name) if seed is None else seed, "role": kind}
+            return found | ({} if rate == 1 else {"rate": rate})
 
-        answers = None if design is None else {} if role == "control" else self.config.space.answers(design)
+        answers = None if design is None else {} if apart else self.config.space.answers(design)
         number = self.study.new(choose, answers, self._constraints)
         trial = self.study[number]
         name = trial.user_attrs["design"]
@@ -184,15 +189,15 @@ class Ledger:
             limit = self.config.limits.memory
             self.infeasible(number, f"a step needs {self._gigabytes(name):.2f} GB, limits.memory is {limit:g}")
 
-    def _next_replica(self) -> tuple[Design, int, str] | None:
+    def _next_replica(self) -> Planned | None:
         """The next seed of a design that the sampler has chosen; None where it is to choose another."""
         if not self._replicas:
             return None
         name, seed = self._replicas.popleft()
-        return Design.parse(name), seed, "arm"
+        return Planned(Design.parse(name), seed, "arm")
 
     def _constraints(self, attributes: Mapping[str, Any]) -> dict[str, float]:
-        known = {_CONTROL: 1.0 if attributes["role"] == "control" else -1.0}
+        known = {_CONTROL: 1.0 if attributes["role"] in _APART else -1.0}
         if self.config.limits.memory is not None:
             known[_MEMORY] = self._gigabytes(attributes["design"]) / self.config.limits.memory - 1
         return known
@@ -204,11 +209,11 @@ class Ledger:
         """Take a trial of the study into account, whatever has become of it."""
         attrs, number, state = trial.user_attrs, trial.number, state_of(trial)
         name = attrs["design"]
-        self._seeds.setdefault(name, set()).add(attrs["seed"])
+        self._seeds.setdefault((name, attrs.get("rate", 1.0)), set()).add(attrs["seed"])
         self.states[state] += 1
         self.changed.add(number)
         if state == "running":
-            self._level[0] += attrs["role"] != "control"
+            self._level[0] += attrs["role"] not in _APART
             self._ready.append(number)
         for rung, step in enumerate(sorted(trial.intermediate_values), 1):
             self._arrive(number, rung, trial.intermediate_values[step], attrs.get(_DOCUMENTS.format(rung), []))
@@ -235,7 +240,7 @@ class Ledger:
     def _complete(self, number: int, result: RungResult) -> None:
         attrs = self.study[number].user_attrs
         limit = self.config.limits.seconds
-        if limit is not None and attrs["role"] != "control" and _SECONDS not in self.study[number].constraints:
+        if limit is not None and attrs["role"] not in _APART and _SECONDS not in self.study[number].constraints:
             self.study.constrain(number, _SECONDS, result.seconds / limit - 1)
         values = [result.heldout.loss[self.config.metric]]
         if len(self.config.objectives) > 1:
@@ -248,7 +253,7 @@ class Ledger:
 
     def _finish(self, trial: FrozenTrial) -> None:
         """Take a complete trial into account: it may be the best one, and it is what others are measured by."""
-        if trial.user_attrs["role"] == "control":
+        if trial.user_attrs["role"] in _APART:
             return
         for reached in self._reached:
             if trial.number in reached:
@@ -274,11 +279,11 @@ class Ledger:
     def _to_come(self, rung: int) -> int:
         """Compressors that may still reach `rung`."""
         begun = sum(self._level[below] for below in range(rung))
-        return begun + max(0, self.config.trials - len(self.study) - self._controls)
+        return begun + max(0, self.config.trials - len(self.study) - self._apart)
 
     def _tell(self, number: int, state: TrialState, values: list[float] | None = None) -> None:
         trial = self.study[number]
-        if trial.user_attrs["role"] != "control":
+        if trial.user_attrs["role"] not in _APART:
             self._level[len(trial.intermediate_values)] -= 1
         self.study.tell(number, state, values)
         self.states["running"] -= 1
@@ -290,18 +295,19 @@ class Ledger:
     def _assignment(self, number: int) -> Assignment:
         attrs = self.study[number].user_attrs
         done = sum(_WENT_ON.format(r) in attrs for r in range(1, self.rungs + 1))
-        return Assignment(number, Design.parse(attrs["design"]), attrs["seed"], attrs["role"], done + 1)
+        design, rate = Design.parse(attrs["design"]), attrs.get("rate", 1.0)
+        return Assignment(number, design, attrs["seed"], attrs["role"], done + 1, rate)
 
-    def _begun(self, design: Design | str, seed: int) -> bool:
-        return seed in self._seeds.get(design if isinstance(design, str) else design.name, ())
+    def _begun(self, design: str, seed: int, rate: float = 1.0) -> bool:
+        return seed in self._seeds.get((design, rate), ())
 
     def _missing(self) -> Iterator[tuple[str, int]]:
         """Seeds of the sampler's designs that an earlier driver did not get to."""
-        planned = {design.name for design, _, _ in self.config.planned()}
-        for name in self._seeds:
+        planned = {design.name for design, *_ in self.config.planned()}
+        for name, _ in self._seeds:
             if name not in planned and Design.parse(name).control == "none":
                 yield from ((name, s) for s in range(self.config.replicates) if not self._begun(name, s))
 
     def _free_seed(self, design: str) -> int:
-        taken = self._seeds.get(design, ())
+        taken = self._seeds.get((design, 1.0), ())
         return next(s for s in range(len(taken) + 1) if s not in taken)

@@ -91,7 +91,8 @@ def run_sweep(
             ledger = Ledger(config, home.study_url)
 
         def job(trial: Assignment) -> Job:
-            spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, str(corpus.folder.resolve()))
+            recipe = config.recipe_at(trial.rate)
+            spec = TrialSpec(trial.design, config.model_size(), recipe, trial.seed, str(corpus.folder.resolve()))
             return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve(), config.parallel)
 
         view, trouble = MlflowView(ledger, home, corpus, hide(resolved)), ""

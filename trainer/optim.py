@@ -5,7 +5,7 @@ schedule, one state to save.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -68,6 +68,16 @@ class OptimConfig:
         for name, value in not_below_0.items():
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"recipe.optim.{name}: {value} is not a number of at least 0")
+
+    def times(self, factor: float) -> "OptimConfig":
+        """All peak rates, also those of parts, times `factor`."""
+        rates = ("muon_rate", "adamw_rate")
+        parts = {name: getattr(self, name) for name in ("encoder", "adapter", "decoder")}
+        own = {
+            name: replace(part, **{r: getattr(part, r) * factor for r in rates if getattr(part, r) is not None})
+            for name, part in parts.items()
+        }
+        return replace(self, **{r: getattr(self, r) * factor for r in rates}, **own)
 
     def of(self, part: Literal["encoder", "adapter", "decoder"]) -> PartConfig:
         """The peak rates and the weight decay of a part, none of them None."""

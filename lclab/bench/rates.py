@@ -14,12 +14,11 @@ import numpy as np
 from search_space.compressor import Size
 from search_space.design import Design
 from search_space.transformer import Shape
-from trainer.optim import OptimConfig
 from trainer.pretrain import pretrain
 from trainer.recipe import Recipe
 from trainer.trial import Diverged, TrialSpec
 
-__all__ = ["BestRate", "best_rates", "multiplied", "square", "vertex"]
+__all__ = ["BestRate", "best_rates", "square", "vertex"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def best_rates(
         losses = {}
         for factor in sorted(factors):
             tick(f"width {size.decoder.width}, {size.decoder.layers} layers, rates times {factor:g}")
-            spec = TrialSpec(design, size, replace(recipe, optim=multiplied(recipe.optim, factor)), seed, str(corpus))
+            spec = TrialSpec(design, size, replace(recipe, optim=recipe.optim.times(factor)), seed, str(corpus))
             try:
                 result = pretrain(spec, folder / f"{number}-{factor:g}", len(recipe.rungs))
                 losses[factor] = result.heldout.loss["reconstruct"]
@@ -63,17 +62,6 @@ def square(width: int, layers: int, vocab: int) -> Size:
     heads = max(1, width // 32)
     shape = Shape(layers, width, heads, heads, feedforward=2 * width)
     return Size(vocab, encoder=shape, decoder=shape)
-
-
-def multiplied(config: OptimConfig, factor: float) -> OptimConfig:
-    """All peak rates, also those of parts, times `factor`."""
-    rates = ("muon_rate", "adamw_rate")
-    parts = {name: getattr(config, name) for name in ("encoder", "adapter", "decoder")}
-    own = {
-        name: replace(part, **{r: getattr(part, r) * factor for r in rates if getattr(part, r) is not None})
-        for name, part in parts.items()
-    }
-    return replace(config, **{r: getattr(config, r) * factor for r in rates}, **own)
 
 
 def vertex(losses: dict[float, float]) -> float:

@@ -81,6 +81,7 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "parallel.devices=2"], ["parallel.strategy", "ddp or fsdp"]),
         (["train", "mean-w16-causal-mlp-O0-n4", str(MINI), "--ray"], ["parallel.strategy", "ddp or fsdp"]),
         (["sweep", "run", str(MINI), "gpus=1.5"], ["gpus", "whole number"]),
+        (["sweep", "run", str(MINI), "rates=[0.5,1]"], ["rates", "not 1"]),
         (["sweep", "run", str(MINI), "gpus=0.5", "parallel.strategy=ddp"], ["gpus", "one process"]),
         (["sweep", "run", str(MINI), "study_url=postgresql://me:secret@127.0.0.1:1/x"], ["study_url", "me:***@127"]),
         (["sweep", "run", str(MINI), "study_url=nosuch://x"], ["study_url", "nosuch"]),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lclab.bench.rates import best_rates, multiplied, vertex
+from lclab.bench.rates import best_rates, vertex
 from search_space.design import Design
 from tests.tiny import RECIPE, SIZE
 from trainer.corpus import Corpus
@@ -34,10 +34,10 @@ def test_a_rate_beside_the_best_that_diverged_leaves_it_open() -> None:
 
 def test_rates_of_parts_are_multiplied_with_the_rest() -> None:
     config = OptimConfig(adapter=PartConfig(adamw_rate=1e-3), encoder=PartConfig(muon_rate=0.0))
-    twice = multiplied(config, 2.0)
+    twice = config.times(2.0)
     assert (twice.of("adapter").adamw_rate, twice.of("adapter").muon_rate) == (2e-3, 2 * config.muon_rate)
     assert twice.of("encoder").muon_rate == 0 and twice.of("decoder").adamw_rate == 2 * config.adamw_rate
-    assert multiplied(twice, 0.5) == config
+    assert twice.times(0.5) == config
 
 
 def test_every_rate_of_every_size_is_trained(corpus: Corpus, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def test_demo_has_what_it_promises() -> None:
     demo = load("demo")
     assert demo.trials >= 12
     plan = demo.planned()
-    assert sum(role == "baseline" for *_, role in plan) >= 3
+    assert sum(planned.role == "baseline" for planned in plan) >= 3
     assert {d.control for d, *_ in plan} == {"none", "uncompressed", "blind", "encoderless"}
-    changed = {axis for d, _, role in plan if role == "arm" for axis, v in d.params().items()
+    changed = {axis for d, _, role, _ in plan if role == "arm" for axis, v in d.params().items()
                if v != plan[0][0].params()[axis]}  # fmt: skip
     assert {"pooling", "ratio", "window", "overlap", "mask", "adapter"} <= changed
 
@@ -129,3 +130,17 @@ def test_unknown_preset_and_broken_file(tmp_path: Path) -> None:
     broken.write_text(MINI.read_text() + "\nspace: [\n")
     with pytest.raises(UsageError, match="YAML"):
         load(str(broken))
+
+
+def test_rates_train_once_more_what_is_planned() -> None:
+    plain, chosen = load("demo", ["trials=100"]), load("demo", ["trials=100", "rates=[0.5,2]"])
+    judged = {planned.design for planned in plain.planned() if planned.role != "control"}
+    more = chosen.planned()[len(plain.planned()) :]
+    assert chosen.planned()[: len(plain.planned())] == plain.planned()
+    assert len(more) == 2 * len(judged) and {(p.design, p.rate) for p in more} == {
+        (design, rate) for design in judged for rate in (0.5, 2.0)
+    }
+    assert {(p.seed, p.role) for p in more} == {(0, "rate")}
+    assert chosen.recipe_at(1.0) == chosen.recipe
+    assert chosen.recipe_at(2.0).optim.muon_rate == 2 * chosen.recipe.optim.muon_rate
+    assert replace(chosen.recipe_at(2.0), optim=chosen.recipe.optim) == chosen.recipe

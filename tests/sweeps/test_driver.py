@@ -32,7 +32,7 @@ def check_ended_well(ledger: Ledger, chosen: SweepConfig = CONFIG) -> None:
     """Every trial in one final state, no design twice with a seed, values only where they belong."""
     trials = ledger.trials()
     assert len(trials) == chosen.trials and ledger.finished()
-    twice = Counter((t.user_attrs["design"], t.user_attrs["seed"]) for t in trials)
+    twice = Counter((t.user_attrs["design"], t.user_attrs["seed"], t.user_attrs.get("rate")) for t in trials)
     assert max(twice.values()) == 1
     for trial in trials:
         assert Design.parse(trial.user_attrs["design"]).name == trial.user_attrs["design"]
@@ -45,7 +45,7 @@ def check_ended_well(ledger: Ledger, chosen: SweepConfig = CONFIG) -> None:
             assert trial.user_attrs["reason"]
         else:
             assert state == "pruned" and role == "arm"
-        if role == "control":
+        if role in ("control", "rate"):
             assert not trial.intermediate_values and not trial.params
     assert ledger.states == Counter(map(state_of, trials))
     kept = Ledger(chosen, ledger.study._kept)
@@ -56,10 +56,10 @@ def check_ended_well(ledger: Ledger, chosen: SweepConfig = CONFIG) -> None:
 def test_plan_comes_first_and_in_order(tmp_path: Path) -> None:
     ledger = run(CONFIG, url(tmp_path), Chance(0))
     check_ended_well(ledger)
-    plan = [(d.name, seed, role) for d, seed, role in CONFIG.planned()]
+    plan = [(planned.design.name, planned.seed, planned.role) for planned in CONFIG.planned()]
     began = [(t.user_attrs["design"], t.user_attrs["seed"], t.user_attrs["role"]) for t in ledger.trials()]
     assert began[: len(plan)] == plan
-    assert [role for *_, role in plan][:5] == ["baseline"] * 2 + ["control"] * 3
+    assert [planned.role for planned in CONFIG.planned()][:5] == ["baseline"] * 2 + ["control"] * 3
     assert len(plan) < CONFIG.trials, "the sampler should get its turn"
 
 
@@ -99,6 +99,7 @@ def sweeps(draw: st.DrawFn) -> SweepConfig:
         "keep": draw(st.integers(1, 4)),
         "trials": draw(st.integers(4, 16)),
         "timeout": 150,
+        "rates": draw(st.sampled_from([[], [0.5]])),
     }
     return config(*(f"{key}={value}" for key, value in chosen.items()))
 
@@ -121,7 +122,7 @@ def test_stops_and_faults_lose_and_double_nothing(chosen: SweepConfig, data: st.
         faults = trial.user_attrs.get("faults", [])
         assert len(faults) <= chosen.retries + 1 and faults.count(f"no step for {chosen.timeout:g} s") <= 2
         role, above = trial.user_attrs["role"], max(trial.constraints.values()) > 0
-        assert above == (state_of(trial) == "infeasible" or role == "control")
+        assert above == (state_of(trial) == "infeasible" or role in ("control", "rate"))
 
 
 class Killed(Exception):

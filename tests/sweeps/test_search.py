@@ -105,15 +105,15 @@ def test_the_grid_is_every_member_with_every_seed_once(
     overrides = [f"seeds={seeds}", f"replicates={replicates}", f"ablations={str(ablations).lower()}", "sampler=grid"]
     whole = config(*overrides, "trials=1000")
     plan, members = whole.planned(), list(whole.space.members())
-    assert len(plan) == len({(design, seed) for design, seed, _ in plan})
+    assert len(plan) == len({(design, seed) for design, seed, *_ in plan})
     grid = {(design, seed) for design in members for seed in range(replicates)}
-    more = {(design, seed) for design, seed, role in plan if role != "control"} - grid
-    assert {(design, seed) for design, seed, _ in plan} >= grid
+    more = {(design, seed) for design, seed, role, _ in plan if role != "control"} - grid
+    assert {(design, seed) for design, seed, *_ in plan} >= grid
     assert {design.name for design, _ in more} <= {whole.baseline}
-    assert all((role == "baseline") == (d.name == whole.baseline) for d, _, role in plan if role != "control")
+    assert all((role == "baseline") == (d.name == whole.baseline) for d, _, role, _ in plan if role != "control")
     without = config(*overrides[:3], "trials=1000").planned()
     assert plan[: len(without)] == without
-    later = [seed for _, seed, _ in plan[len(without) :]]
+    later = [seed for _, seed, *_ in plan[len(without) :]]
     assert later == sorted(later)  # the whole space once before any second seed
     assert config(*overrides, f"trials={trials}").planned() == plan[:trials]
 

@@ -42,7 +42,7 @@ def result_of(job: Job) -> RungResult:
 
 
 def job_for(config: SweepConfig, trial: Assignment) -> Job:
-    spec = TrialSpec(trial.design, config.model_size(), config.recipe, trial.seed, "nowhere")
+    spec = TrialSpec(trial.design, config.model_size(), config.recipe_at(trial.rate), trial.seed, "nowhere")
     return Job(trial.number, trial.rung, spec, Path("nowhere"))
 
 
