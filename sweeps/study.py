@@ -5,17 +5,18 @@ Notable choices:
   few short transactions and no reading, however many trials there are, and samplers and pruners never touch the
   database;
 - a trial is written with its choices and what it is in one transaction, so that it is there whole or not at all;
+- a sampler may be shown a part of the trials, so that what it costs does not grow with them;
 - a database that is locked or away is waited for.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_space.space import Pick
@@ -39,16 +40,38 @@ def state_of(trial: FrozenTrial) -> str:
     return "infeasible" if trial.state.is_finished() and "infeasible" in trial.user_attrs else STATES[trial.state]
 
 
-class Study:
-    """The study `name` in `storage`, created where needed. optuna: the mirror, an Optuna study."""
+class _Mirror(InMemoryStorage):
+    """shown: what is there of the trials for whoever asks for all; None is all."""
 
-    def __init__(self, name: str, directions: Sequence[Direction], storage: str | BaseStorage) -> None:
+    shown: list[FrozenTrial] | None = None
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if self.shown is None:
+            return super().get_all_trials(study_id, deepcopy, states)
+        return [trial for trial in self.shown if states is None or trial.state in states]
+
+
+class Study:
+    """The study `name` in `storage`, created where needed. optuna: the mirror, an Optuna study.
+
+    shown: what a sampler sees of the trials; None for all of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directions: Sequence[Direction],
+        storage: str | BaseStorage,
+        shown: Callable[[list[FrozenTrial]], list[FrozenTrial]] | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         opened = _open(storage) if isinstance(storage, str) else storage
         kept = optuna.create_study(study_name=name, storage=opened, directions=directions, load_if_exists=True)
         self._study, self._kept = kept, kept._storage
-        self.optuna = optuna.create_study(study_name=name, directions=directions)
-        self._mirror = self.optuna._storage
+        self._mirror, self._shown = _Mirror(), shown
+        self.optuna = optuna.create_study(study_name=name, directions=directions, storage=self._mirror)
         self._ids: list[int] = []  # in the storage; in the mirror a trial's id is its number
         for trial in kept.get_trials(deepcopy=False):
             self._mirror.create_new_trial(self.optuna._study_id, template_trial=trial)
@@ -82,6 +105,21 @@ class Study:
         `choose` makes its choices and says its attributes. They are the sampler's, or `answers`. constraints: by name
         (see `constrain`), of the attributes, as far as they are known before the trial has run.
         """
+        self._mirror.shown = self._shown(self.trials()) if self._shown else None
+        try:
+            number = self._chosen(choose, answers, constraints)
+        finally:
+            self._mirror.shown = None
+        self._ids.append(self._kept.create_new_trial(self._study._study_id, template_trial=self[number]))
+        return number
+
+    def _chosen(
+        self,
+        choose: Callable[[Pick], Mapping[str, Any]],
+        answers: Mapping[str, Any] | None,
+        constraints: Callable[[Mapping[str, Any]], Mapping[str, float]],
+    ) -> int:
+        """The number of a new trial in the mirror."""
         number = self._mirror.create_new_trial(self.optuna._study_id)
         trial = Trial(self.optuna, number)
 
@@ -95,7 +133,6 @@ class Study:
             self._mirror.set_trial_user_attr(number, name, value)
         for name, value in constraints(attributes).items():
             constrain(trial, name, value)
-        self._ids.append(self._kept.create_new_trial(self._study._study_id, template_trial=self[number]))
         return number
 
     def note(self, number: int, name: str, value: Any) -> None:

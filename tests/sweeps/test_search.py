@@ -1,6 +1,7 @@
 """Samplers among controls and infeasible designs, the grid's plan, Pareto fronts, and what the dashboard shows."""
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna import Study
-from optuna.trial import Trial, TrialState
+from optuna.samplers._tpe.sampler import _split_trials, default_gamma
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_space.design import Design
 from sweeps.config import SweepConfig
-from sweeps.search import constrain, directions, make_sampler, metric_names
+from sweeps.search import SEEN, Seen, constrain, directions, make_sampler, metric_names
 from tests.sweeps.virtual import config
 
 TWO = ["objectives=[loss,prefill]", "pruner=none"]
@@ -214,3 +216,44 @@ def test_the_dashboard_shows_every_kind_of_trial(tmp_path: Path) -> None:
         ("Complete", [1.0], [0.5]),
         ("Running", None, []),
     ]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(SEEN - 20, SEEN + 120), st.sampled_from(["none", "halving"]))
+def test_what_tpe_sees_holds_all_good_ones_and_does_not_grow(seed: int, count: int, pruner: str) -> None:
+    """Its good ones are those that it would take of all trials."""
+    trials = finished(count, random.Random(seed), pruner)
+    study = optuna.create_study()
+    study.add_trials(trials)
+    everything = study.get_trials(deepcopy=False)
+    seen = Seen()(everything)
+    known = [t for t in seen if t.state != TrialState.RUNNING]
+    assert len(known) == min(SEEN, sum(t.state != TrialState.RUNNING for t in everything))
+    assert [t for t in everything if t.state == TrialState.RUNNING] == [
+        t for t in seen if t.state == TrialState.RUNNING
+    ]
+    assert [t.number for t in seen] == sorted(t.number for t in seen)
+    done = [t for t in everything if t.state != TrialState.RUNNING]
+    good = [_split_trials(study, each, default_gamma(len(each)))[0] for each in (done, known)]
+    assert [t.number for t in good[0]] == [t.number for t in good[1]]
+
+
+def finished(count: int, dice: random.Random, pruner: str) -> list[FrozenTrial]:
+    """Complete, pruned, infeasible and running trials."""
+    made = []
+    for _ in range(count):
+        loss, draw = dice.random(), dice.random()
+        if draw < 0.05:
+            made.append(optuna.trial.create_trial(state=TrialState.RUNNING))
+            continue
+        attrs = {"constraints": [1.0 if draw < 0.15 else -1.0]}
+        if draw < 0.5 and pruner != "none":
+            step = dice.randint(1, 3)
+            made.append(
+                optuna.trial.create_trial(
+                    state=TrialState.PRUNED, value=loss, intermediate_values={step: loss}, system_attrs=attrs
+                )
+            )
+        else:
+            made.append(optuna.trial.create_trial(value=loss, system_attrs=attrs))
+    return made
