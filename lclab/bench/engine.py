@@ -48,8 +48,8 @@ _HANDED_OVER = 40  # trials whose hand-over is measured
 
 @dataclass(frozen=True)
 class Driven:
-    """trials: in all, and events of them. seconds: CPU time of all. at: CPU seconds of an event, by how many trials
-    the study had."""
+    """trials: in all, and events of them. seconds: CPU time of the first 1,000 trials, or of all. at: CPU seconds of an
+    event, by how many trials the study had."""
 
     sampler: str
     storage: str
@@ -88,7 +88,7 @@ def driven(sampler: Literal["tpe", "random"], storage: Kept, trials: int) -> Dri
         driver = Driver(ledger, executor, lambda trial: _job(config, trial, "", Path()))
         driver.watch = lambda snapshot: ends.append((len(ledger.study), clock()))
         driver.run()
-        seconds = clock() - start
+        seconds = max(at for trials, at in ends if trials <= 1_000) - start
     return Driven(sampler, storage, trials, len(ends), seconds, _per_event(ends))
 
 
