@@ -9,7 +9,7 @@ A claim that two sides are alike is supported where the 95% interval lies within
 beyond it: two one-sided tests (Schuirmann 1987), each at 2.5%. Everything else is undecided.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -128,7 +128,7 @@ class Answer:
     reason: str | None = None
 
 
-def claims(frame: pd.DataFrame, metrics: Sequence[str]) -> tuple[Answer, ...]:
+def claims(frame: pd.DataFrame, metrics: Iterable[str]) -> tuple[Answer, ...]:
     """Every claim by every metric, at the last rung that designs have reached."""
     return tuple(answer for metric in metrics for answer in _answered(frame, metric))
 

@@ -4,7 +4,7 @@ Shapes: D designs, K held-out documents that all of them have.
 
 Sources of error, as in `effects`: seeds, sigma^2 sum_d w_d^2 / n_d with the pooled standard deviation sigma of the
 log loss; documents, the spread over documents of sum_d w_d loss_dk / mean_d (the delta method for the log of a mean,
-paired by document); and, where the caller's model of the designs leaves a residual, lack of fit, lack sum_d w_d^2.
+paired by document); and, where the caller's model of the designs leaves a residual, lack of fit, tau^2 sum_d w_d^2.
 Each has its degrees of freedom; `quantiles` joins them.
 """
 
@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.effects import ALPHA, Noise
-from analysis.quantiles import half_width, two_sided
+from analysis.quantiles import half_width, two_sided, with_lack
 from search_space.errors import UsageError
 
-__all__ = ["Contrast", "Means", "contrast", "contrast_of", "means", "shared_rung"]
+__all__ = ["Contrast", "Means", "Residual", "contrast", "contrast_of", "means", "shared_rung"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,17 @@ class Means:
     ratios_DK: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class Residual:
+    """Of a model of designs: its mean square on `df` degrees of freedom, and what is expected in it besides the lack
+    of fit tau^2: of_sigma2 times the variance between seeds, and of_documents."""
+
+    mean_square: float
+    df: int
+    of_sigma2: float
+    of_documents: float
+
+
 def means(rows: pd.DataFrame, metric: str) -> Means:
     """Comparable rows of one rung, by design in order of the name. Documents count only where every row has them.
 
@@ -77,12 +88,11 @@ def contrast(
     weights: Mapping[str, float],
     noise: Noise,
     metric: str,
-    lack: float = 0.0,
-    lack_df: int = 0,
+    residual: Residual | None = None,
 ) -> Contrast | None:
     """The contrast of `weights` (design to weight, sum 0) over comparable `rows` of one rung.
 
-    lack, lack_df: variance of the lack of fit of one design, and its degrees of freedom (0: taken as known).
+    residual: of the model of which this is an estimate; None for a statement of these designs alone.
     None where the designs share fewer than two documents, or the noise is unknown. Raises `UsageError` for weights
     that do not sum to 0, a design that has no row, and rows of more than one rung.
     """
@@ -92,23 +102,30 @@ def contrast(
     known = means(used, metric)
     if missing := sorted(design for design, weight in weights.items() if weight and design not in known.designs):
         raise UsageError(f"weights: no rows of {', '.join(missing)}")
-    return contrast_of(known, np.array([weights[design] for design in known.designs]), noise, lack, lack_df)
+    return contrast_of(known, np.array([weights[design] for design in known.designs]), noise, residual)
 
 
-def contrast_of(
-    known: Means, weights_D: np.ndarray, noise: Noise, lack: float = 0.0, lack_df: int = 0
-) -> Contrast | None:
+def contrast_of(known: Means, weights_D: np.ndarray, noise: Noise, residual: Residual | None = None) -> Contrast | None:
     """`contrast` of what `means` has gathered, weights in the order of its designs."""
     if noise.sigma is None or known.ratios_DK is None or not len(weights_D):
         return None
     value = float(weights_D @ known.log_loss_D)
-    seed_error = noise.sigma * sqrt(float((weights_D**2 / known.seeds_D).sum()))
+    per_seed = float((weights_D**2 / known.seeds_D).sum())
+    seed_error = noise.sigma * sqrt(per_seed)
     count = known.ratios_DK.shape[1]
     document_error = float(np.std(weights_D @ known.ratios_DK, ddof=1)) / sqrt(count)
-    errors = (seed_error, document_error, sqrt(lack * float(weights_D @ weights_D)))
-    dfs = (noise.df, count - 1, lack_df or np.inf)
-    half = half_width(errors, dfs, ALPHA)
-    return Contrast(value, value - half, value + half, two_sided(value, errors, dfs), seed_error, document_error)
+    errors, dfs, lack = [document_error], [count - 1], None
+    if residual is None:
+        errors, dfs = [seed_error, *errors], [noise.df, *dfs]
+    else:
+        lack = with_lack(
+            (noise.sigma**2, noise.df),
+            (residual.mean_square, residual.df),
+            (residual.of_sigma2, residual.of_documents),
+            (per_seed, float(weights_D @ weights_D)),
+        )
+    half = half_width(errors, dfs, ALPHA, lack)
+    return Contrast(value, value - half, value + half, two_sided(value, errors, dfs, lack), seed_error, document_error)
 
 
 def _ratios(documents: pd.Series, codes: np.ndarray, seeds_D: np.ndarray) -> np.ndarray | None:

@@ -10,10 +10,9 @@ seed, seed noise constant, proportional to the loss, or in between):
   to the same seed alone has variance 2 sigma^2 instead of 4/3 sigma^2, better only if more than half of the seed
   variance is shared between designs (about a fifth was, in a prototype). Shared noise makes the interval wider
   than needed (98 to 99% coverage at a share of 0.7).
-- two sources of error, seeds (t with the pooled degrees of freedom) and documents (paired differences), each keep
-  their own t quantile: half-width^2 = t_s^2 v_s + t_d^2 v_d. A Welch-Satterthwaite interval takes a sigma that is
-  small by chance for a precise one: it covered 91 to 93% with a family-wise error of 6 to 12%; this covers 95 to
-  97% with 1 to 2%. It is conservative (98 to 99%) where documents matter more than seeds.
+- two sources of error, seeds (with the pooled degrees of freedom) and documents (paired differences), are joined as
+  Behrens and Fisher do (`quantiles`). A Welch-Satterthwaite interval takes a sigma that is small by chance for a
+  precise one: it covered 91 to 93% with a family-wise error of 6 to 12%. docs/calibration.md has the figures.
 - the interval of the difference joins the log-scale limits of the two losses (MOVER, Zou and Donner 2008), so it is
   not symmetric. At the very border of significance it and the p-value may disagree in the third digit.
 """
@@ -24,12 +23,16 @@ from math import exp, log, sqrt
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special, stats
+from scipy import stats
 
+from analysis.quantiles import half_width, two_sided
 from analysis.table import METRIC, comparable, documents
 from search_space.errors import UsageError
 
-__all__ = ["ALPHA", "Comparison", "Effect", "Noise", "compare", "holm", "pooled_noise", "seeds_needed"]
+__all__ = [
+    *("ALPHA", "Comparison", "Effect", "Noise"),
+    *("compare", "holm", "inferred", "judged", "pooled_noise", "seeds_needed"),
+]
 
 ALPHA = 0.05
 POWER = 0.8
@@ -104,7 +107,7 @@ def compare(frame: pd.DataFrame, metric: str = METRIC) -> Comparison:
 
     Raises `UsageError` if trials of more than one design are marked as the baseline.
     """
-    rows = comparable(frame, metric)
+    rows = comparable(frame, metric)[["design", "role", "rung", metric, f"{metric}_documents"]]
     names = frame.loc[frame["role"] == "baseline", "design"].unique()
     if len(names) > 1:
         raise UsageError(f"baseline: a sweep has one, found {', '.join(sorted(names))}")
@@ -112,8 +115,12 @@ def compare(frame: pd.DataFrame, metric: str = METRIC) -> Comparison:
     base = rows[rows["design"] == baseline]
     noise = pooled_noise(rows, metric)
     others = frame[frame["design"] != baseline].sort_values("trial").drop_duplicates("design")
+    reached: dict[str, dict[int, pd.DataFrame]] = {}
+    for (name, rung), at_rung in rows.groupby(["design", "rung"]):
+        reached.setdefault(str(name), {})[int(str(rung))] = at_rung
+    own = reached.get(baseline or "", {})
     effects = [
-        _effect(Effect(name, role), rows[rows["design"] == name], base, noise, metric, baseline)
+        _effect(Effect(name, role), reached.get(name, {}), own, noise, metric, baseline)
         for name, role in zip(others["design"], others["role"], strict=True)
     ]
     rung = int(base["rung"].max()) if len(base) else 0
@@ -128,7 +135,7 @@ def compare(frame: pd.DataFrame, metric: str = METRIC) -> Comparison:
         sigma=known.sigma,
         df=known.df,
         noise=tuple(noise.values()),
-        effects=_judged(effects),
+        effects=judged(effects),
     )
 
 
@@ -171,23 +178,30 @@ def pooled_noise(rows: pd.DataFrame, metric: str) -> dict[int, Noise]:
 
 
 def _effect(
-    blank: Effect, arm: pd.DataFrame, base: pd.DataFrame, noise: Mapping[int, Noise], metric: str, baseline: str | None
+    blank: Effect,
+    arm_reached: Mapping[int, pd.DataFrame],
+    base_reached: Mapping[int, pd.DataFrame],
+    noise: Mapping[int, Noise],
+    metric: str,
+    baseline: str | None,
 ) -> Effect:
-    common = set(arm["rung"]) & set(base["rung"])
+    """arm_reached, base_reached: comparable rows by rung."""
+    common = arm_reached.keys() & base_reached.keys()
     if not common:
         reason = (
             "the sweep has no baseline"
             if baseline is None
             else "no trial of it has reached a rung"
-            if arm.empty
+            if not arm_reached
             else "the baseline has reached no rung that it has reached"
         )
-        rung = int(arm["rung"].max()) if len(arm) else 0
-        at_rung = arm[arm["rung"] == rung]
-        loss = exp(np.log(at_rung[metric]).mean()) if len(arm) else None
-        return replace(blank, rung=rung, seeds=len(at_rung), loss=loss, reason=reason)
-    rung = int(max(common))
-    arm, base = arm[arm["rung"] == rung], base[base["rung"] == rung]
+        if not arm_reached:
+            return replace(blank, reason=reason)
+        rung = max(arm_reached)
+        loss = exp(np.log(arm_reached[rung][metric]).mean())
+        return replace(blank, rung=rung, seeds=len(arm_reached[rung]), loss=loss, reason=reason)
+    rung = max(common)
+    arm, base = arm_reached[rung], base_reached[rung]
     loss, other = (exp(np.log(rows[metric]).mean()) for rows in (arm, base))
     effect = replace(blank, rung=rung, seeds=len(arm), loss=loss, baseline_loss=other, difference=loss - other)
     known = noise.get(rung)
@@ -197,16 +211,19 @@ def _effect(
     pair = documents(arm, base, metric)
     if pair is None:
         return replace(effect, reason="it shares fewer than two held-out documents with the baseline")
-    return _inferred(effect, len(base), known.sigma, known.df, *pair)
+    return inferred(effect, len(base), known.sigma, known.df, *pair)
 
 
-def _inferred(effect: Effect, base_seeds: int, sigma: float, df: int, a: np.ndarray, b: np.ndarray) -> Effect:
-    """Interval, p-value and seeds needed; `a` and `b` are losses per document, (D,)."""
+def inferred(effect: Effect, base_seeds: int, sigma: float, df: int, a: np.ndarray, b: np.ndarray) -> Effect:
+    """`effect` with interval, p-value and seeds needed; `a` and `b` are the two losses per document, (D,)."""
     assert effect.loss is not None and effect.baseline_loss is not None and effect.difference is not None
     loss, other, count = effect.loss, effect.baseline_loss, len(a)
     seeds = sigma * np.sqrt([1 / effect.seeds, 1 / base_seeds])  # standard errors of the two log losses
     relative = float(np.std(a / a.mean() - b / b.mean(), ddof=1)) / sqrt(count)  # of their difference, by delta method
-    t_seeds, t_documents = stats.t.isf(ALPHA / 2, [df, count - 1])
+    errors, dfs = (float(np.hypot(*seeds)), relative), (df, count - 1)
+    each = stats.t.isf(ALPHA / 2, dfs)
+    joint = half_width(errors, dfs, ALPHA) / float(np.hypot(*(each * errors)) or 1)  # what joining saves of both
+    t_seeds, t_documents = joint * each
     within = t_documents * np.std(a - b, ddof=1) / sqrt(count)
     down, up = -np.expm1(-t_seeds * seeds), np.expm1(t_seeds * seeds)
     ratio = log(loss / other)
@@ -214,27 +231,14 @@ def _inferred(effect: Effect, base_seeds: int, sigma: float, df: int, a: np.ndar
         effect,
         low=effect.difference - sqrt((loss * down[0]) ** 2 + (other * up[1]) ** 2 + within**2),
         high=effect.difference + sqrt((loss * up[0]) ** 2 + (other * down[1]) ** 2 + within**2),
-        p=_p(ratio, float(np.hypot(*seeds)), df, relative, count - 1),
+        p=two_sided(ratio, errors, dfs),
         seeds_needed=seeds_needed(sigma, ratio),
-        seed_error=float(np.hypot(*seeds)),
+        seed_error=errors[0],
         document_error=relative,
     )
 
 
-def _p(difference: float, first: float, first_df: int, second: float, second_df: int) -> float:
-    """The p at which t1(p)^2 first^2 + t2(p)^2 second^2 = difference^2: the interval just reaches zero."""
-
-    def excess(log_p: float) -> float:
-        t = special.stdtrit([first_df, second_df], exp(log_p) / 2)  # scipy.stats takes ten times as long
-        return float((t[0] * first) ** 2 + (t[1] * second) ** 2 - difference**2)
-
-    smallest = -80.0  # 1e-35
-    if excess(smallest) <= 0:
-        return exp(smallest)
-    return exp(float(optimize.brentq(excess, smallest, 0.0))) if difference else 1.0
-
-
-def _judged(effects: list[Effect]) -> tuple[Effect, ...]:
+def judged(effects: list[Effect]) -> tuple[Effect, ...]:
     """Adjust the p-values of the arms as one family and give verdicts."""
     family = [i for i, effect in enumerate(effects) if effect.role == "arm" and effect.p is not None]
     adjusted = {i: effect.p for i, effect in enumerate(effects)}

@@ -12,7 +12,7 @@ Notable choices:
   against another decoder the difference would not be one of the latents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -57,27 +57,44 @@ def gains(frame: pd.DataFrame, rows: Sequence[Row]) -> tuple[Gain, ...]:
         columns = ["trial", "design", "role", "control", "decoder", "rung", metric, f"{metric}_documents"]
         usable = comparable(frame, metric)[columns]  # pandas copies every column at every selection
         noise = pooled_noise(usable, metric)
+        usable = usable.assign(decoder=usable["decoder"].fillna(""))
+        arms = dict(list(usable.groupby(["design", "rung"])))
+        controls = _controls(usable)
         for row in rows:
             if row.role != "control":
-                arm = usable[(usable["design"] == row.design) & (usable["rung"] == row.rung)]
+                arm = arms.get((row.design, row.rung), usable[:0])
                 found += [
-                    _gain(Gain(row.design, control, metric, row.rung), arm, usable, noise.get(row.rung))
+                    _gain(
+                        Gain(row.design, control, metric, row.rung),
+                        arm,
+                        controls.get((control, row.rung), {}),
+                        noise.get(row.rung),
+                    )
                     for control in CONTROLS
                 ]
     order = {row.design: i for i, row in enumerate(rows)}
     return tuple(sorted(found, key=lambda gain: order[gain.design]))
 
 
-def _gain(blank: Gain, arm: pd.DataFrame, usable: pd.DataFrame, noise: Noise | None) -> Gain:
+def _controls(usable: pd.DataFrame) -> dict[tuple[str, int], dict[str, pd.DataFrame]]:
+    """By kind and rung, by decoder: the rows of the control that was trained first."""
+    found: dict[tuple[str, int], dict[str, pd.DataFrame]] = {}
+    for _, rows in usable.groupby(["control", "rung", "decoder"]):
+        first = rows.loc[rows["trial"].idxmin()]
+        by_decoder = found.setdefault((first["control"], first["rung"]), {})
+        by_decoder[first["decoder"]] = rows[rows["design"] == first["design"]]
+    return found
+
+
+def _gain(blank: Gain, arm: pd.DataFrame, by_decoder: Mapping[str, pd.DataFrame], noise: Noise | None) -> Gain:
+    """by_decoder: rows of the control of the kind at the rung."""
     if arm.empty:
         return replace(blank, reason="the design has reached no rung")
-    kind = usable[(usable["control"] == blank.control) & (usable["rung"] == blank.rung)]
-    if kind.empty:
+    if not by_decoder:
         return replace(blank, reason=f"no {blank.control} control has reached rung {blank.rung}")
-    kind = kind[kind["decoder"].fillna("") == arm["decoder"].fillna("").iloc[0]]
-    if kind.empty:
+    control = by_decoder.get(arm["decoder"].iloc[0])
+    if control is None:
         return replace(blank, reason=f"no {blank.control} control has the design's decoder")
-    control = kind[kind["design"] == kind.sort_values("trial")["design"].iloc[0]]
     pair = documents(arm, control, blank.metric)
     if pair is None:
         return replace(blank, reason="the design shares fewer than two held-out documents with the control")
@@ -86,11 +103,18 @@ def _gain(blank: Gain, arm: pd.DataFrame, usable: pd.DataFrame, noise: Noise | N
     known = replace(blank, value=sign * float(np.mean(other - own)))
     if noise is None or noise.sigma is None:
         return replace(known, reason=f"noise between seeds is unknown at rung {blank.rung}")
-    weights, z = _document_draws(len(own)), noise.sigma * _seed_draws(noise.df)
+    z = noise.sigma * _seed_draws(noise.df)
     factor = np.exp(np.clip(z / np.sqrt([[len(arm)], [len(control)]]), -50, 50))  # with one df, draws have no bound
-    draws = sign * ((weights @ other) * factor[1] - (weights @ own) * factor[0])
+    draws = sign * (_drawn(other.tobytes()) * factor[1] - _drawn(own.tobytes()) * factor[0])
     low, high = np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2])
     return replace(known, low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=16)
+def _drawn(losses: bytes) -> np.ndarray:
+    """Means of losses per document in each draw, (DRAWS,); bytes, since each side meets several others."""
+    values = np.frombuffer(losses)
+    return _document_draws(len(values)) @ values
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """One row per design: what the terminal and the report show."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from analysis.effects import Comparison, Effect
 from analysis.table import METRICS, comparable, latest
 
 __all__ = ["Row", "summarise"]
+
+_COSTS = ["seconds", "tokens_per_second", "train_flops_per_token", "prefill_flops_per_token"]
 
 
 @dataclass(frozen=True)
@@ -46,33 +49,43 @@ def summarise(frame: pd.DataFrame, comparison: Comparison) -> tuple[Row, ...]:
     first = trials.drop_duplicates("design")
     states = trials.groupby("design")["state"].agg(_states)
     effects = {effect.design: effect for effect in comparison.effects}
+    at_rung = dict(zip(*_means(usable), strict=True))
     rows: list[tuple[tuple[bool, int, float], Row]] = []
     for design, role in zip(first["design"], first["role"], strict=True):
         effect = effects.get(design)
         rung = effect.rung if effect else comparison.rung
-        at_rung = usable[(usable["design"] == design) & (usable["rung"] == rung)]
-        row = _row(design, role, rung, at_rung, effect, states[design])
+        row = _row(design, role, rung, at_rung.get((design, rung), {}), effect, states[design])
         loss = row.losses[comparison.metric]
         rows.append(((role == "control", -rung, np.inf if loss is None else loss), row))
     return tuple(row for _, row in sorted(rows, key=lambda pair: pair[0]))
 
 
-def _row(design: str, role: str, rung: int, rows: pd.DataFrame, effect: Effect | None, state: str) -> Row:
-    losses = rows[list(METRICS)]
-    means = np.exp(np.log(losses.where(losses > 0)).mean())
-    costs = rows[["seconds", "tokens_per_second", "train_flops_per_token", "prefill_flops_per_token"]].mean()
+def _means(usable: pd.DataFrame) -> tuple[list[tuple[str, int]], list[dict[str, float]]]:
+    """Of each design at each rung that it has reached."""
+    losses = usable[list(METRICS)]
+    numbers = np.log(losses.where(losses > 0)).join(usable[_COSTS])
+    groups = numbers.groupby([usable["design"], usable["rung"]])
+    means = groups.mean()
+    means[list(METRICS)] = np.exp(means[list(METRICS)])
+    means["seeds"] = groups.size()
+    means["parameters"] = usable["parameters"].groupby([usable["design"], usable["rung"]]).first()
+    return list(means.index), means.to_dict("records")
+
+
+def _row(design: str, role: str, rung: int, means: Mapping[str, float], effect: Effect | None, state: str) -> Row:
+    """means: empty for a design that has reached no rung."""
     return Row(
         design=design,
         role=role,
         rung=rung,
-        seeds=len(rows),
-        losses={metric: _finite(means[metric]) for metric in METRICS},
+        seeds=int(means.get("seeds", 0)),
+        losses={metric: _finite(means.get(metric, np.nan)) for metric in METRICS},
         effect=effect,
-        seconds=_finite(costs["seconds"]),
-        tokens_per_second=_finite(costs["tokens_per_second"]),
-        parameters=int(rows["parameters"].iloc[0]) if len(rows) else None,
-        train_flops_per_token=_finite(costs["train_flops_per_token"]),
-        prefill_flops_per_token=_finite(costs["prefill_flops_per_token"]),
+        seconds=_finite(means.get("seconds", np.nan)),
+        tokens_per_second=_finite(means.get("tokens_per_second", np.nan)),
+        parameters=int(means["parameters"]) if means else None,
+        train_flops_per_token=_finite(means.get("train_flops_per_token", np.nan)),
+        prefill_flops_per_token=_finite(means.get("prefill_flops_per_token", np.nan)),
         state=state,
     )
 

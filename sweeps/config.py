@@ -115,8 +115,8 @@ class SweepConfig:
         if not self.timeout > 0:
             raise UsageError(f"timeout: {self.timeout} seconds are not above 0")
         self._check_objectives()
-        if not self.name or set(self.name) & set("/\\ ") or self.name.startswith("."):
-            raise UsageError(f"name: {self.name!r} cannot be the name of a folder")
+        if not self.name or set(self.name) & set("/\\ :'\"") or self.name.startswith("."):
+            raise UsageError(f"name: {self.name!r} cannot name a folder and a model; avoid / \\ : ' \" and spaces")
         for control in self.controls:
             if control not in CONTROLS:
                 raise UsageError(f"controls: {control!r} is not one of {', '.join(CONTROLS)}")

@@ -5,12 +5,13 @@ runs/                     home, shared by all sweeps
   <sweep>/sweep.yaml      resolved configuration    <sweep>/corpus.txt  which of the corpora
   <sweep>/trials/0007/    checkpoints and rung results of trial 7
   <sweep>/trials.parquet  the tidy table     <sweep>/curves.parquet  training curves
-  <sweep>/report.html     <sweep>/driver.lock
+  <sweep>/report.html     <sweep>/driver.lock    <sweep>/mlflow.json  experiment, and the run of each trial
 """
 
+import json
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +49,23 @@ class SweepFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def _mlflow(self) -> Path:
+        return self.path / "mlflow.json"
+
+    def note_runs(self, experiment: str, runs: Mapping[int, str]) -> None:
+        """Keep MLflow's ids, so that whoever shows the sweep need not ask MLflow."""
+        scratch = self._mlflow.with_suffix(f".{os.getpid()}.part")
+        scratch.write_text(json.dumps({"experiment": experiment, "runs": runs}))
+        os.replace(scratch, self._mlflow)
+
+    def runs(self) -> tuple[str, dict[int, str]]:
+        """MLflow's id of the experiment, and of the run of each trial; empty where MLflow has not been reached yet."""
+        if not self._mlflow.exists():
+            return "", {}
+        noted = json.loads(self._mlflow.read_text())
+        return noted["experiment"], {int(number): run for number, run in noted["runs"].items()}
 
     @property
     def _lock(self) -> Path:

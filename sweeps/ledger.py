@@ -25,7 +25,7 @@ from search_space.design import Design
 from search_space.space import Pick
 from sweeps.config import Planned, SweepConfig
 from sweeps.pruning import Reached, Standings, make_pruner
-from sweeps.search import directions, make_sampler, metric_names, shown
+from sweeps.search import Seen, directions, make_sampler, metric_names
 from sweeps.study import Study, state_of
 from trainer.trial import RungResult
 
@@ -58,7 +58,7 @@ class Ledger:
 
     def __init__(self, config: SweepConfig, storage: str | BaseStorage) -> None:
         self.config, self.rungs = config, len(config.recipe.rungs)
-        self.study = Study(config.name, directions(config), storage, shown(config))
+        self.study = Study(config.name, directions(config), storage, Seen() if config.sampler == "tpe" else None)
         self.states: Counter[str] = Counter()
         self.changed: set[int] = set()
         self._pruner = make_pruner(config)

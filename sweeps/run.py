@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
+from analysis import Analysis
 from search_space.design import Design
 from search_space.errors import UsageError
+from sweeps.aside import Aside
 from sweeps.config import SweepConfig, differences, dump, load
 from sweeps.driver import Driver, Snapshot
 from sweeps.executor import Job
@@ -20,7 +21,7 @@ from sweeps.home import Home, SweepFolder, hide, reachable, setting_up
 from sweeps.ledger import Assignment, Ledger
 from sweeps.ray_executor import RayExecutor, knock
 from sweeps.tables import write_tables
-from sweeps.tracking import Aside, MlflowView
+from sweeps.tracking import MlflowView
 from trainer.corpus import Corpus
 from trainer.heldout import check_fit
 from trainer.prepare import prepare
@@ -43,18 +44,16 @@ CHANGEABLE = {
 }
 """Keys that may change when a sweep is continued: none of them changes what a trial computes."""
 
-Report = Callable[[SweepFolder], tuple[str, list[Path]]]
-"""Makes of a sweep's tables what is shown of it: one sentence, and files for the parent run."""
+Report = Callable[[SweepFolder], tuple[Analysis, list[Path]]]
+"""Makes of a sweep's tables what is shown of it: the analysis, and files for the parent run."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """frame: the tidy table. note: what the report says in one sentence. stopped: whether trials are left to run.
-    trouble: why it stopped, where that was the machine's doing."""
+    """stopped: whether trials are left to run. trouble: why it stopped, where that was the machine's doing."""
 
     folder: SweepFolder
-    frame: pd.DataFrame
-    note: str
+    analysis: Analysis
     stopped: bool
     trouble: str = ""
 
@@ -109,10 +108,11 @@ def run_sweep(
                 with _stopped_by_signals(driver):
                     driver.run()
                 trouble = driver.trouble
+        view.update(trial.number for trial in ledger.trials())  # before the table, which names MLflow's runs
         frame = write_tables(ledger, folder)
-        note, files = report(folder)
-        view.close(note, files)
-    return Outcome(folder, frame, note, not ledger.finished(), trouble)
+        analysis, files = report(folder)
+        view.close(analysis, frame, files)
+    return Outcome(folder, analysis, not ledger.finished(), trouble)
 
 
 def _executor(config: SweepConfig, say: Callable[[str], None]) -> RayExecutor:

@@ -14,8 +14,7 @@ Notable choices:
 """
 
 import warnings
-from collections.abc import Callable
-from heapq import nsmallest
+from bisect import insort
 from math import inf
 from typing import Literal
 
@@ -28,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeps.config import SweepConfig
 
-__all__ = ["SEEN", "Seen", "constrain", "directions", "make_sampler", "metric_names", "shown"]
+__all__ = ["SEEN", "Seen", "constrain", "directions", "make_sampler", "metric_names"]
 
 SEEN = 250  # finished trials: fewer, and TPE would take fewer good ones
 _BEST = 50  # of them
@@ -56,29 +55,29 @@ def make_sampler(config: SweepConfig, seed: int) -> BaseSampler:
             return _NSGAII(seed=seed, population_size=_POPULATION)
 
 
-def shown(config: SweepConfig) -> Callable[[list[FrozenTrial]], list[FrozenTrial]] | None:
-    """What a sampler sees of the trials; None for all of them. NSGA-II looks for its own population."""
-    return Seen() if config.sampler == "tpe" else None
-
-
 class Seen:
-    """Of the trials of one study, at most `SEEN` that are finished and all that are running, in their order.
-
-    A finished trial does not change any more, so that it is ranked once.
-    """
+    """Of the finished trials of a study, those that TPE is shown: at most `SEEN`, whatever the order they ended in."""
 
     def __init__(self) -> None:
-        self._ranks: dict[int, tuple[bool, bool, float, float]] = {}
+        self._ranked: list[tuple[tuple[bool, bool, float, float], int]] = []
+        self._numbers: list[int] = []
 
-    def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        known = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        if len(known) <= SEEN:
-            return trials
-        self._ranks |= {trial.number: _rank(trial) for trial in known if trial.number not in self._ranks}
-        best = set(nsmallest(_BEST, self._ranks, key=self._ranks.__getitem__))
-        others = [trial.number for trial in known if trial.number not in best]
-        kept = best | {others[i * len(others) // (SEEN - _BEST)] for i in range(SEEN - _BEST)}
-        return [trial for trial in trials if trial.number in kept or trial.state == TrialState.RUNNING]
+    def add(self, trial: FrozenTrial) -> None:
+        """Take note of a trial that has ended; failed ones are nothing to TPE."""
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+            insort(self._ranked, (_rank(trial), trial.number))
+            insort(self._numbers, trial.number)
+
+    def numbers(self) -> set[int]:
+        if len(self._numbers) <= SEEN:
+            return set(self._numbers)
+        best = {number for _, number in self._ranked[:_BEST]}
+        spread = [number for number in _evenly(self._numbers, SEEN) if number not in best]
+        return best | set(_evenly(spread, SEEN - _BEST))
+
+
+def _evenly(numbers: list[int], count: int) -> list[int]:
+    return [numbers[i * len(numbers) // count] for i in range(count)]
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, bool, float, float]:

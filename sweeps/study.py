@@ -20,7 +20,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search_space.space import Pick
-from sweeps.search import constrain
+from sweeps.search import Seen, constrain
 
 __all__ = ["STATES", "Study", "state_of"]
 
@@ -56,7 +56,7 @@ class _Mirror(InMemoryStorage):
 class Study:
     """The study `name` in `storage`, created where needed. optuna: the mirror, an Optuna study.
 
-    shown: what a sampler sees of the trials; None for all of them.
+    seen: what a sampler sees of the finished trials, if not all of them.
     """
 
     def __init__(
@@ -64,18 +64,20 @@ class Study:
         name: str,
         directions: Sequence[Direction],
         storage: str | BaseStorage,
-        shown: Callable[[list[FrozenTrial]], list[FrozenTrial]] | None = None,
+        seen: Seen | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         opened = _open(storage) if isinstance(storage, str) else storage
         kept = optuna.create_study(study_name=name, storage=opened, directions=directions, load_if_exists=True)
         self._study, self._kept = kept, kept._storage
-        self._mirror, self._shown = _Mirror(), shown
+        self._mirror, self._seen = _Mirror(), seen
         self.optuna = optuna.create_study(study_name=name, directions=directions, storage=self._mirror)
+        self._running: set[int] = set()
         self._ids: list[int] = []  # in the storage; in the mirror a trial's id is its number
         for trial in kept.get_trials(deepcopy=False):
             self._mirror.create_new_trial(self.optuna._study_id, template_trial=trial)
             self._ids.append(trial._trial_id)
+            self._take_note(trial)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -105,13 +107,23 @@ class Study:
         `choose` makes its choices and says its attributes. They are the sampler's, or `answers`. constraints: by name
         (see `constrain`), of the attributes, as far as they are known before the trial has run.
         """
-        self._mirror.shown = self._shown(self.trials()) if self._shown else None
+        if self._seen:
+            self._mirror.shown = [self[n] for n in sorted(self._seen.numbers() | self._running)]
         try:
             number = self._chosen(choose, answers, constraints)
         finally:
             self._mirror.shown = None
         self._ids.append(self._kept.create_new_trial(self._study._study_id, template_trial=self[number]))
+        self._take_note(self[number])
         return number
+
+    def _take_note(self, trial: FrozenTrial) -> None:
+        if not trial.state.is_finished():
+            self._running.add(trial.number)
+            return
+        self._running.discard(trial.number)
+        if self._seen:
+            self._seen.add(trial)
 
     def _chosen(
         self,
@@ -157,6 +169,7 @@ class Study:
         self._carry(number, before)
         told = self[number]
         self._kept.set_trial_state_values(self._ids[number], told.state, told.values)
+        self._take_note(told)
 
     def _carry(self, number: int, before: Mapping[str, Any]) -> None:
         """What Optuna has noted of a trial, into the storage."""

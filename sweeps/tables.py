@@ -23,12 +23,13 @@ def write_tables(ledger: Ledger, folder: SweepFolder) -> pd.DataFrame:
     """Write `trials.parquet` and `curves.parquet`; returns the first."""
     size, cost = ledger.config.model_size(), cache(ledger.config.cost)
     same = {"rungs": ledger.rungs, "metric": ledger.config.metric}
+    _, runs = folder.runs()
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []
     for trial in ledger.trials():
         results = RungResult.load_all(folder.trial(trial.number))
         design = Design.parse(trial.user_attrs["design"])
-        about = same | _about(trial, size.resolve(design), cost(design))
+        about = same | _about(trial, size.resolve(design), cost(design)) | {"mlflow_run": runs.get(trial.number)}
         rows += [about | _rung(r) for r in results] or [about | {"rung": 0, "step": 0, "tokens": 0}]
         if results:
             curve = pd.DataFrame(results[-1].curve, columns=["tokens", "loss", "learning_rate"])

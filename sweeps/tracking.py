@@ -5,19 +5,20 @@ their tags, parameters and points logged twice are the same parameters and point
 the trial, not read off a clock). So a driver that was killed, or a tracking server that was away, costs nothing but
 the next `update`.
 
-Names: params are the axes, `design`, `seed`; metrics are `train_loss`, `learning_rate`, and `heldout_TASK` and
-`heldout_TASK_accuracy`, all with step = raw tokens seen; tags start with `lclab.`.
+Every name of a param, metric, tag and artifact is in docs/mlflow.md. What is shown of a sweep beside its trials is in
+`pages`, the winner in `registry`.
 """
 
+import getpass
 import json
 import logging
 import os
-import threading
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -25,7 +26,10 @@ from mlflow.utils.git_utils import get_git_commit
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from analysis import Analysis
+from search_space.cost import Cost
 from search_space.design import Design
+from sweeps import pages, registry
 from sweeps.config import SweepConfig
 from sweeps.home import Home, hide, setting_up
 from sweeps.ledger import Ledger
@@ -33,7 +37,7 @@ from sweeps.study import state_of
 from trainer.corpus import Corpus
 from trainer.trial import RungResult
 
-__all__ = ["Aside", "MlflowView"]
+__all__ = ["MlflowView"]
 
 STATUS = {
     TrialState.RUNNING: "RUNNING",
@@ -60,9 +64,14 @@ class MlflowView:
             os.environ.setdefault(name, value)
         self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
         self._config: SweepConfig = ledger.config
-        self._commit = get_git_commit(str(Path(__file__).parent)) or "unknown"
+        self._about = {"mlflow.source.name": "lclab sweep run", "mlflow.source.type": "LOCAL"}
+        self._about["mlflow.source.git.commit"] = get_git_commit(str(Path(__file__).parent)) or "unknown"
+        self._about["mlflow.user"] = _user()
+        self._cost = cache(self._config.cost)
         self._runs: dict[int, str] = {}
+        self._noted: dict[int, str] = {}  # in the sweep's folder
         self._shown: dict[int, tuple[str, str]] = {}  # trial -> state and rungs, as MLflow has them
+        self._judged: dict[int, tuple[str, dict[str, float]]] = {}  # trial -> verdict and numbers of its arm, likewise
         self._behind: set[int] = set()  # trials whose last update did not get through
         self._experiment = ""
         self._parent = ""
@@ -83,23 +92,59 @@ class MlflowView:
                 self._behind.discard(number)
         except FAULTS as error:
             _log.warning("MLflow is behind by %d trials: %s", len(self._behind), _first_line(error))
+        if self._runs != self._noted:
+            self._home.sweep(self._config.name).note_runs(self._experiment, self._runs)
+            self._noted = dict(self._runs)
 
-    def close(self, note: str, artifacts: list[Path]) -> None:
-        """The sweep has ended, or waits for its next driver: state, what was learnt, and files on the parent run."""
-        self.update(trial.number for trial in self._ledger.trials())
-        unfinished = [t for t in self._ledger.trials() if not t.state.is_finished()]
+    def close(self, analysis: Analysis, frame: pd.DataFrame, artifacts: list[Path]) -> None:
+        """The sweep has ended, or waits for its next driver: what `analysis` makes of its table, on the parent run.
+
+        What a finished sweep has found best goes to the model registry.
+        """
+        trials = self._ledger.trials()
+        self.update(trial.number for trial in trials)
+        unfinished = [t for t in trials if not t.state.is_finished()]
         try:
             self._open()
-            self.client.set_tag(self._parent, "mlflow.note.content", note)
+            self._judge(analysis, frame)
             for path in artifacts:
                 self.client.log_artifact(self._parent, str(path))
-            if not unfinished:
-                self.client.set_terminated(self._parent, "FINISHED")
+            if self._ledger.finished():
+                self.client.set_terminated(self._parent, "FINISHED", max(map(pages.ended_at, trials), default=None))
                 return
             for run in [self._parent, *(self._run(t) for t in unfinished if t.state == TrialState.RUNNING)]:
                 self.client.update_run(run, UNFINISHED)
         except FAULTS as error:
             _log.warning("MLflow was not told that the sweep ended: %s", _first_line(error))
+
+    def _judge(self, analysis: Analysis, frame: pd.DataFrame) -> None:
+        """What the sweep has come to, on the parent run, on the trials of each arm and in the registry."""
+        trials, found = self._ledger.trials(), pages.arms(analysis, frame)
+        now = max(map(pages.ended_at, trials), default=0)
+        self.client.log_dict(self._parent, pages.arms_table(found), pages.ARMS)
+        tags = {"mlflow.note.content": pages.describe(analysis, found), "mlflow.loggedArtifacts": pages.LOGGED}
+        self._log(self._parent, list(pages.sweep_metrics(analysis, trials, now)), tags)
+        by_design = {arm.design: arm for arm in found}
+        for trial in trials:
+            arm = by_design.get(trial.user_attrs["design"])
+            if arm is None or trial.user_attrs["role"] == "rate":
+                continue
+            metrics = pages.arm_metrics(arm, now)
+            judged = arm.verdict, {m.key: m.value for m in metrics}
+            if self._judged.get(trial.number) != judged:
+                self._log(self._run(trial), metrics, {"lclab.verdict": arm.verdict})
+                self._judged[trial.number] = judged
+        won = registry.winner(analysis, frame) if self._ledger.finished() else None
+        if won:
+            run = self.client.get_run(self._run(self._ledger.trial(won.trial)))
+            commit = run.data.tags.get("mlflow.source.git.commit", "unknown")
+            data = self._corpus.manifest["hash"]
+            registry.register(self.client, self._config.name, won, run, {"commit": commit, "data": data})
+
+    def _log(self, run: str, metrics: list[Metric], tags: dict[str, str]) -> None:
+        for i in range(0, len(metrics), LARGEST_BATCH):
+            self.client.log_batch(run, metrics=metrics[i : i + LARGEST_BATCH])
+        self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def _open(self) -> None:
         """Find or make the experiment and the parent run."""
@@ -112,8 +157,15 @@ class MlflowView:
             self._experiment = self.client.create_experiment(name, where, EXPERIMENT_TAGS)
         else:
             self._experiment = experiment.experiment_id
-        tags = {"lclab.sweep": name, "lclab.role": "sweep", "mlflow.source.git.commit": self._commit}
-        parent = self._find_or_create(name, tags).info.run_id
+        about = {"mlflow.note.content": pages.describe_experiment(self._config, self._experiment)}
+        about |= {"mlflow.experiment.primaryMetric.name": f"heldout_{self._config.metric}"}
+        for key, value in (EXPERIMENT_TAGS | about | pages.saved_views(self._config)).items():
+            if experiment is None or experiment.tags.get(key) != value:
+                self.client.set_experiment_tag(self._experiment, key, value)
+        start = min(map(_milliseconds, self._ledger.trials()), default=None)
+        tags = {"lclab.sweep": name, "lclab.role": "sweep"} | self._about
+        parent = self._find_or_create(name, tags, start).info.run_id
+        self._log(parent, [], {"lclab.metric": self._config.metric, "lclab.baseline": self._config.baseline})
         self.client.log_text(parent, self._resolved, "sweep.yaml")
         self.client.update_run(parent, "RUNNING")
         self._recall()
@@ -130,6 +182,8 @@ class MlflowView:
                     number = int(tags["lclab.trial"])
                     self._runs[number] = run.info.run_id
                     self._shown[number] = tags.get("lclab.state", ""), tags.get("lclab.rung", "")
+                    numbers = {k: v for k, v in run.data.metrics.items() if k.startswith("arm_")}
+                    self._judged[number] = tags.get("lclab.verdict", ""), numbers
             token = page.token or ""
 
     def _find_or_create(self, name: str, tags: dict[str, str], start: int | None = None) -> Run:
@@ -143,12 +197,13 @@ class MlflowView:
         if trial.number in self._runs:
             return self._runs[trial.number]
         attrs = trial.user_attrs
-        tags = {"lclab.trial": str(trial.number), "mlflow.parentRunId": self._parent}
-        tags["mlflow.source.git.commit"] = self._commit
-        name = f"{trial.number:04d} {attrs['design']} seed {attrs['seed']}"
+        tags = {"lclab.trial": str(trial.number), "mlflow.parentRunId": self._parent} | self._about
+        rate = attrs.get("rate", 1.0)
+        name = f"{attrs['design']} seed {attrs['seed']}" + (f" rate {rate:g}" if rate != 1 else "")
         run = self._find_or_create(name, tags, _milliseconds(trial)).info.run_id
         design = Design.parse(attrs["design"])
         params = {**self._config.model_size().resolve(design).params(), "design": design.name, "seed": attrs["seed"]}
+        params["rate"] = f"{rate:g}"
         self.client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
         self.client.log_text(run, self._resolved, "sweep.yaml")
         self.client.log_dict(run, {"trial": trial.number, **params}, "trial.yaml")
@@ -163,9 +218,10 @@ class MlflowView:
         if trial.state.is_finished() and self._shown.get(trial.number) == now:
             return
         run, attrs = self._run(trial), trial.user_attrs
-        metrics = list(_metrics(trial, results))
-        for i in range(0, len(metrics), LARGEST_BATCH):
-            self.client.log_batch(run, metrics=metrics[i : i + LARGEST_BATCH])
+        metrics = list(_metrics(trial, results, self._config.metric))
+        if results or trial.state.is_finished():
+            metrics += _costs(self._cost(Design.parse(attrs["design"])), _milliseconds(trial))
+        self._log(run, metrics, {})
         if trial.state.is_finished():
             assert trial.datetime_complete is not None
             self.client.set_terminated(run, STATUS[trial.state], int(trial.datetime_complete.timestamp() * 1000))
@@ -173,7 +229,7 @@ class MlflowView:
             self.client.update_run(run, STATUS[trial.state])
         tags = {k: attrs[k] for k in ("role", "design", "seed", "reason") if k in attrs}
         tags |= {"state": now[0], "rung": now[1]}  # with the last call: they say that all of this is there
-        self.client.log_batch(run, tags=[RunTag(f"lclab.{k}", str(v)) for k, v in tags.items()])
+        self._log(run, [], {f"lclab.{k}": str(v) for k, v in tags.items()})
         self._shown[trial.number] = now
 
     def _dataset(self) -> DatasetInput:
@@ -184,41 +240,8 @@ class MlflowView:
         return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
-class Aside:
-    """Updates a view in a thread, so that a slow server or one that is away holds nobody up. To be closed."""
-
-    def __init__(self, view: MlflowView) -> None:
-        self._view = view
-        self._waiting: set[int] = set()
-        self._closed = False
-        self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="MLflow", daemon=True)
-        self._thread.start()
-
-    def update(self, numbers: set[int]) -> None:
-        """Returns at once. Updates that come while another is under way are taken together."""
-        with self._news:
-            self._waiting |= numbers
-            self._news.notify()
-
-    def close(self) -> None:
-        """After the last update."""
-        with self._news:
-            self._closed = True
-            self._news.notify()
-        self._thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._waiting or self._closed)
-                numbers, self._waiting = self._waiting, set()
-            if not numbers:
-                return
-            self._view.update(numbers)
-
-
-def _metrics(trial: FrozenTrial, results: list[RungResult]) -> Iterator[Metric]:
+def _metrics(trial: FrozenTrial, results: list[RungResult], metric: str) -> Iterator[Metric]:
+    """First of all what designs are selected on: the page that compares runs opens with what was logged first."""
     if not results:
         return
     start = _milliseconds(trial)
@@ -228,16 +251,37 @@ def _metrics(trial: FrozenTrial, results: list[RungResult]) -> Iterator[Metric]:
         # The time is part of a point's identity: between rungs that are done it does not change any more.
         return Metric(name, value, start + int(1000 * np.interp(tokens, seen, seconds)), tokens)
 
+    for result in results:
+        for task, loss in sorted(result.heldout.loss.items(), key=lambda item: item[0] != metric):
+            yield point(f"heldout_{task}", loss, result.tokens)
+            yield point(f"heldout_{task}_accuracy", result.heldout.accuracy[task], result.tokens)
+        yield point("tokens_per_second", result.tokens / result.seconds, result.tokens)
     for tokens, loss, rate in results[-1].curve:
         yield point("train_loss", loss, tokens)
         yield point("learning_rate", rate, tokens)
-    for result in results:
-        for task, loss in result.heldout.loss.items():
-            yield point(f"heldout_{task}", loss, result.tokens)
-            yield point(f"heldout_{task}_accuracy", result.heldout.accuracy[task], result.tokens)
-            for first, far in result.heldout.distance[task]:
-                yield point(f"heldout_{task}_from_{first}", far, result.tokens)
-        yield point("tokens_per_second", result.tokens / result.seconds, result.tokens)
+    if trial.state.is_finished():  # one profile, of the last rung: as a step it has the distance
+        end = start + int(1000 * seconds[-1])
+        for task, profile in results[-1].heldout.distance.items():
+            for first, loss in profile:
+                yield Metric(f"heldout_{task}_by_distance", loss, end, first)
+
+
+def _costs(cost: Cost, start: int) -> Iterator[Metric]:
+    for name, value in {
+        "parameters": cost.parameters,
+        "train_flops_per_token": cost.train_flops,
+        "prefill_flops_per_token": cost.prefill_flops,
+        "memory": cost.memory,
+    }.items():
+        yield Metric(name, float(value), start, 0)
+
+
+def _user() -> str:
+    """Of this process; in a container its number may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _milliseconds(trial: FrozenTrial) -> int:

@@ -18,17 +18,17 @@ def report(
     home: HomePath = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Analyse a sweep, finished or not, and write its report.html."""
+    """Analyse a sweep, finished or not, and write its report.html and report.md."""
     folder = Home(home).existing(name)
     from lclab.reporting import make_report
     from lclab.show import show_analysis
     from sweeps.tables import refresh_tables
 
-    frame = refresh_tables(Home(home), name)
-    learnt, _ = make_report(folder)
+    refresh_tables(Home(home), name)
+    analysis, _ = make_report(folder)
     if as_json:
-        print(json.dumps({"sweep": name, "learnt": learnt, "report": str(folder.report)}))
+        print(json.dumps({"sweep": name, "learnt": analysis.learnt, "report": str(folder.report)}))
         return
     console = make_console()
-    show_analysis(console, frame, learnt)
+    show_analysis(console, analysis)
     console.print(f"\nReport  {folder.report}", soft_wrap=True)

@@ -50,9 +50,9 @@ def run(
         console.print(f"\nStopped. Continue with: [bold]{again}[/]", soft_wrap=True)
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps({"sweep": config.name, "stopped": outcome.stopped, "learnt": outcome.note}))
+        print(json.dumps({"sweep": config.name, "stopped": outcome.stopped, "learnt": outcome.analysis.learnt}))
     else:
-        show_analysis(console, outcome.frame, outcome.note)
+        show_analysis(console, outcome.analysis)
         console.print(f"\nReport  {outcome.folder.report}\nMLflow  lclab ui{_home(home)}", soft_wrap=True)
     if outcome.trouble:
         console.print(f"\nStopped by the machine: {escape(outcome.trouble)}", soft_wrap=True)

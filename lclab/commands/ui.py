@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -41,8 +42,11 @@ def ui(
         print(f"MLflow            {hide(where.tracking_url)}")
     else:
         mlflow = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
-        servers.append(subprocess.Popen(mlflow, env=os.environ | {"MLFLOW_BACKEND_STORE_URI": where.tracking_url}))
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"} | os.environ
+        servers.append(subprocess.Popen(mlflow, env=quiet | {"MLFLOW_BACKEND_STORE_URI": where.tracking_url}))
         print(f"MLflow            http://127.0.0.1:{port}")
+    for line in _views(where, [name] if name else where.sweeps(), port):
+        print(line)
     print(f"optuna-dashboard  http://127.0.0.1:{port + 1}\nCtrl-C stops both.")
     try:
         while all(server.poll() is None for server in servers):
@@ -54,6 +58,16 @@ def ui(
             server.terminate()
             server.wait()
     raise UsageError(f"port: a server ended by itself; is {port} or {port + 1} taken? Choose another with --port")
+
+
+def _views(home: Home, names: list[str], port: int) -> Iterator[str]:
+    """Where MLflow shows the trials of each sweep; its first page shows none."""
+    server = hide(home.tracking_url).rstrip("/") if home.tracking_url.startswith("http") else f"http://127.0.0.1:{port}"
+    for name in names:
+        experiment, _ = home.sweep(name).runs()
+        if experiment:
+            page = f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=trials"
+            yield f"  {name:<15} {page}"
 
 
 def _databases(home: Home, name: str | None) -> Home:

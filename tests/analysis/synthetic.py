@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.table import CURVES, DISTANCES, save, to_frame
+from search_space.design import Design
+from search_space.errors import UsageError
 
 BASELINE = "mean-w128-causal-mlp-O0-n8"
 ENCODERLESS = "mean-w8-causal-mlp-O0-n8-encoderless"
@@ -43,12 +45,15 @@ def trial(
     control = design if design in ("uncompressed", "blind") else "encoderless" if "encoderless" in design else "none"
     prediction = 3.9 - 0.05 * loss if control == "none" else 3.9 + 0.05 * loss
     shape = np.ones(4) if documents is None else documents
-    row = {
-        "trial": number, "design": design, "pooling": "mean" if head == control else head,
-        "ratio": 8, "window": 128, "overlap": 0, "mask": "causal", "adapter": "mlp", "depth": 0, "control": control,
-        "role": role, "seed": seed, "state": state, "reason": reason, "rungs": rungs, "parameters": 1_234_567,
-        "train_flops_per_token": 7.4e6, "prefill_flops_per_token": 1.1e6, "memory": 2.5e8, "rate": 1.0,
-        "mlflow_run": None,
+    axes = {
+        "pooling": "mean" if head == control else head,
+        "ratio": 8, "window": 128, "overlap": 0, "mask": "causal", "adapter": "mlp", "depth": 0,
+        "encoder": "base", "decoder": "base", "embeddings": "base", "positions": "base", "control": control,
+    } | _axes(design)  # fmt: skip
+    row = axes | {
+        "trial": number, "design": design, "role": role, "seed": seed, "state": state, "reason": reason,
+        "rungs": rungs, "parameters": 1_234_567, "train_flops_per_token": 7.4e6, "prefill_flops_per_token": 1.1e6,
+        "memory": 2.5e8, "rate": 1.0, "mlflow_run": None,
     }  # fmt: skip
     if not reached:
         return [row | {"rung": 0, "step": 0, "tokens": 0}]
@@ -65,6 +70,15 @@ def trial(
         }
         for rung, worse in ((rung, 1.0 + 0.5 * (rungs - rung)) for rung in range(1, reached + 1))
     ]  # fmt: skip
+
+
+def _axes(design: str) -> dict[str, Any]:
+    """Of a name that is one; controls keep the axes of the baseline."""
+    try:
+        axes = Design.parse(design).params()
+    except UsageError:
+        return {}
+    return axes if axes["control"] == "none" else {}
 
 
 def sweep(

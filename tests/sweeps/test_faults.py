@@ -5,31 +5,31 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import urlopen
 
 import optuna
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from analysis import analyse
+from sweeps.aside import Aside
 from sweeps.driver import Driver
 from sweeps.executor import Job
 from sweeps.home import Home
 from sweeps.ledger import Assignment, Ledger
 from sweeps.ray_executor import RayExecutor
 from sweeps.study import state_of
-from sweeps.tracking import Aside, MlflowView
-from tests.processes import descendants
+from sweeps.tables import write_tables
+from sweeps.tracking import MlflowView
+from tests.processes import descendants, free_port, tracking_server
 from tests.sweeps.virtual import MINI, Chance, config, job_for, result_of, run
 from trainer.corpus import Corpus
 from trainer.optim import OptimConfig
@@ -153,35 +153,12 @@ def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
     assert run(chosen, url, Chance(0)).finished()
 
 
-@contextmanager
-def tracking_server(folder: Path, port: int) -> Generator[None]:
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--artifacts-destination", str(folder)]
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline
-                time.sleep(0.2)
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
 def test_a_tracking_server_that_was_away_is_made_up_for(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes in the middle of the sweep, which does not wait for it, and comes back before the end."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     chosen, home = config("pruner=none"), Home(tmp_path / "runs", tracking=f"http://127.0.0.1:{port}")
     home.path.mkdir()
     folder = home.sweep(chosen.name)
@@ -210,7 +187,8 @@ def test_a_tracking_server_that_was_away_is_made_up_for(
     assert ledger.states["complete"] == 7, "the sweep went on"
     with tracking_server(tmp_path, port):
         some(3)
-        view.close("done", [])
+        frame = write_tables(ledger, folder)
+        view.close(analyse(frame), frame, [])
         client = MlflowClient(home.tracking_url)
         experiment = client.get_experiment_by_name("mini")
         assert experiment is not None

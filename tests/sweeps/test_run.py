@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from lclab.reporting import make_report
 from search_space.errors import UsageError
 from sweeps.home import Home
 from sweeps.run import _corpus, _known_as, run_sweep
@@ -41,6 +42,6 @@ def test_a_model_larger_than_the_machine_is_refused(text_folder: Path, tmp_path:
     """In one line, before anything is written."""
     settings = config(f"corpus.source={text_folder}", "size.decoder.feedforward=1000000000")
     with pytest.raises(UsageError, match=r"^size: a step of mean-\S+ needs \d+\.\d GB and a worker has") as error:
-        run_sweep(settings, Home(tmp_path / "home"), lambda folder: ("", []))
+        run_sweep(settings, Home(tmp_path / "home"), make_report)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "home").exists()

@@ -226,14 +226,15 @@ def test_what_tpe_sees_holds_all_good_ones_and_does_not_grow(seed: int, count: i
     study = optuna.create_study()
     study.add_trials(trials)
     everything = study.get_trials(deepcopy=False)
-    seen = Seen()(everything)
-    known = [t for t in seen if t.state != TrialState.RUNNING]
-    assert len(known) == min(SEEN, sum(t.state != TrialState.RUNNING for t in everything))
-    assert [t for t in everything if t.state == TrialState.RUNNING] == [
-        t for t in seen if t.state == TrialState.RUNNING
-    ]
-    assert [t.number for t in seen] == sorted(t.number for t in seen)
-    done = [t for t in everything if t.state != TrialState.RUNNING]
+    done, seen = [t for t in everything if t.state != TrialState.RUNNING], Seen()
+    for trial in random.Random(seed).sample(done, len(done)):  # in the order in which they end
+        seen.add(trial)
+    known = [everything[number] for number in sorted(seen.numbers())]
+    again = Seen()
+    for trial in done:  # as a driver reads them
+        again.add(trial)
+    assert again.numbers() == seen.numbers()
+    assert len(known) == min(SEEN, len(done)) and all(t.state != TrialState.RUNNING for t in known)
     good = [_split_trials(study, each, default_gamma(len(each)))[0] for each in (done, known)]
     assert [t.number for t in good[0]] == [t.number for t in good[1]]
 

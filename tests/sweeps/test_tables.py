@@ -45,12 +45,12 @@ def test_every_reader_uses_the_metric_of_the_sweep(
     compressors = frame[(frame["rung"] == 2) & (frame["role"] != "control")].set_index("trial")
     best = compressors["design"][compressors[metric].idxmin()]
     assert status.snapshot.best == (best, compressors[metric].min())
-    learnt, _ = make_report(home.sweep("mini"))
-    assert learnt == analysis.learnt
+    found, _ = make_report(home.sweep("mini"))
+    assert found == analysis
     name = {"parallel": "parallel reconstruction", "continue": "next-token"}[metric]
     assert f"judged by {name} loss" in home.sweep("mini").report.read_text()
     monkeypatch.setenv("COLUMNS", "200")
-    show_analysis(make_console(), frame, learnt)
+    show_analysis(make_console(), analysis)
     show_status(make_console(), status)
     shown = capsys.readouterr().out
     assert f"best first by {name} loss" in shown and ("next token" in shown) == (metric == "continue")

@@ -1,27 +1,27 @@
+"""Numbers as people read them, and the tables that they are in."""
+
+from math import log
+
 import pytest
 
 from analysis import analyse
 from analysis.words import DASH, MINUS, large, number, p_value, percent, signed, span, stretches
-from reports.text import markdown, table
+from reports.about import About
+from reports.designs import designs, each_trial
+from reports.grid import change
 from tests.analysis.synthetic import odd_sweeps
 
 
 @pytest.mark.parametrize("name", odd_sweeps())
-def test_every_sweep_has_a_table(name):
-    analysis = analyse(odd_sweeps()[name])
-    headers, rows = table(analysis)
-    assert len(rows) == len(analysis.rows)
-    for row in rows:
-        assert len(row) == len(headers)
-        assert all(cell and cell not in ("nan", "None") for cell in row)
-
-
-def test_markdown_is_one_table_below_the_sentences():
-    analysis = analyse(odd_sweeps()["running"])
-    lines = markdown(analysis).splitlines()
-    assert lines[0] == f"**{analysis.learnt}**"
-    assert len({line.count(" | ") for line in lines if line.startswith("|")}) == 1
-    assert "<script>" not in "\n".join(lines)
+def test_every_sweep_has_tables(name):
+    frame = odd_sweeps()[name]
+    analysis = analyse(frame)
+    grids = [designs(analysis), each_trial(frame, analysis.metric, About())]
+    assert [len(grid.lines) for grid in grids] == [len(analysis.rows), frame["trial"].nunique()]
+    for grid in grids:
+        for line in grid.lines:
+            assert len(line.cells) == len(grid.columns)
+            assert all(cell.text and cell.text not in ("nan", "None") and cell.key == cell.key for cell in line.cells)
 
 
 def test_numbers_read_well():
@@ -38,3 +38,5 @@ def test_numbers_read_well():
     assert [span(x) for x in (48.2, 200, 7500)] == ["48 s", "3 min 20 s", "2 h 05 min"]
     assert [percent(x) for x in (0.0, 0.018, 0.8, -0.5)] == ["0%", "1.8%", "80%", f"{MINUS}50%"]
     assert [p_value(x) for x in (1e-9, 0.04, None)] == ["< 0.001", "0.040", DASH]
+    ratios = (log(1.5), log(0.95), log(1.001), 1e9, None)
+    assert [change(x) for x in ratios] == ["+50%", f"{MINUS}5.0%", "+0.10%", "+48,516,519,441%", DASH]

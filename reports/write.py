@@ -1,0 +1,40 @@
+"""A sweep's folder gets its report: `report.html`, and `report.md` for pull requests."""
+
+import os
+from pathlib import Path
+
+from analysis import Analysis, analyse
+from analysis.table import CURVES, load, to_frame
+from reports.about import About
+from reports.html import render
+from reports.markdown import markdown
+from search_space.errors import UsageError
+
+__all__ = ["write"]
+
+
+def write(folder: Path, about: About | None = None) -> tuple[Analysis, list[Path]]:
+    """Analyse the sweep in `folder` and write both files, each whole or not at all; the curves may be missing.
+
+    Raises `UsageError` if `trials.parquet` is missing or unreadable.
+    """
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such sweep folder")
+    trials = load(folder / "trials.parquet")
+    curves = folder / "curves.parquet"
+    points = load(curves, CURVES) if curves.exists() else to_frame([], CURVES)
+    about = about or About(folder.name, command=f"lclab sweep run {folder.name}")
+    analysis = analyse(trials)
+    pages = {
+        "report.html": render(analysis, trials, points, about),
+        "report.md": markdown(analysis, about.name),
+    }
+    for name, text in pages.items():
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return analysis, [folder / name for name in pages]
