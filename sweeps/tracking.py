@@ -49,8 +49,11 @@ UNFINISHED = "SCHEDULED"  # a trial or sweep that waits for the next driver
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens its view for chat traces
 FAULTS = (MlflowException, OSError, SQLAlchemyError)  # of the server, or of the way to it
 LARGEST_BATCH = 1000  # metrics, or runs, that MLflow takes at once
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""Of a request to a server: what does not get through is drawn again later."""
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # what does not get through is drawn again later
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends, in the middle of --json
+}
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +63,7 @@ class MlflowView:
     def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        for name, value in PATIENCE.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
         self._config: SweepConfig = ledger.config

@@ -155,5 +155,7 @@ def test_the_description_of_the_experiment_leads_to_the_views(pages: Pages) -> N
     pages.open(f"/experiments/{pages.experiment}/runs")
     links = "[...document.querySelectorAll('a')].map(a => a.getAttribute('href'))"
     pages.tab.wait_until(f"{links}.some(href => href && href.includes('viewStateShareKey=trials'))")
-    pages.tab.evaluate("document.querySelector(\"a[href*='viewStateShareKey=trials']\").click()")
-    pages.tab.wait_until("document.body.innerText.includes('14 matching runs')")
+    with pages.tab.page.context.expect_page() as opened:  # a tab of its own
+        pages.tab.evaluate("document.querySelector(\"a[href*='viewStateShareKey=trials']\").click()")
+    opened.value.wait_for_function("document.body.innerText.includes('14 matching runs')")
+    opened.value.close()
