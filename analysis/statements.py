@@ -8,7 +8,7 @@ from scipy import stats
 
 from analysis.effects import ALPHA, Comparison, Effect
 from analysis.gains import Gain
-from analysis.rungs import Agreement
+from analysis.rungs import CHANCE, PUBLISHED, Agreement
 from analysis.summary import Row
 from analysis.table import latest
 from analysis.words import METRIC_NAMES, count, interval, joined, number, percent, signed
@@ -100,14 +100,14 @@ def _findings(comparison: Comparison) -> str:
 def _decided(arms: Sequence[Effect], verdict: str, comparison: Comparison) -> str:
     if not arms:
         return ""
-    ordered = sorted(arms, key=lambda arm: -abs(arm.difference or 0))
+    ordered = sorted(arms, key=lambda arm: (-arm.rung, -abs(arm.difference or 0)))  # losses are larger at early rungs
     named = [
         f"{arm.design} by {number(abs(arm.difference or 0))} nats per token "
         f"(95% interval {interval(arm.low, arm.high)}{_at(arm, comparison)})"
         for arm in ordered[:NAMED]
     ]
     if rest := len(arms) - len(named):
-        named.append(f"{rest} more by less")
+        named.append(f"{rest} more")
     return f"{verdict} beyond noise {'is' if len(arms) == 1 else 'are'} {joined(named)}"
 
 
@@ -211,10 +211,14 @@ def _early(rungs: Sequence[Agreement]) -> str | None:
     known = [rung for rung in rungs if rung.decision_accuracy is not None]
     if not known:
         return None
-    shares = [f"rung {rung.rung} in {percent(rung.decision_accuracy)}" for rung in known]
+    shares = [
+        f"rung {rung.rung} in {percent(rung.decision_accuracy)}"
+        + ("" if rung.low is None else f" (95% interval {percent(rung.low)} to {percent(rung.high)})")
+        for rung in known
+    ]
     return (
-        f"Of the pairs of trials that reached the last rung, the order was already the last one's at {joined(shares)} "
-        f"({count(known[-1].trials, 'trial')}; 50% is chance)."
+        f"Of the pairs of trials that reached the last rung, the order was already the last one's at {joined(shares)}; "
+        f"{count(known[-1].trials, 'trial')}; {percent(CHANCE)} is chance, {percent(PUBLISHED)} was published elsewhere."
     )
 
 
