@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.contrasts import contrast
+from analysis.contrasts import contrast, shared_rung
 from analysis.effects import ALPHA, holm, pooled_noise
 from analysis.table import comparable
 
@@ -129,14 +129,14 @@ class Answer:
 
 
 def claims(frame: pd.DataFrame, metrics: Iterable[str]) -> tuple[Answer, ...]:
-    """Every claim by every metric, at the last rung that designs have reached."""
+    """Every claim by every metric, at the last rung that half of the designs have reached (`shared_rung`)."""
     return tuple(answer for metric in metrics for answer in _answered(frame, metric))
 
 
 def _answered(frame: pd.DataFrame, metric: str) -> list[Answer]:
     rows = comparable(frame, metric)
     rows = rows[(rows["control"] == "none") & rows["role"].isin(["baseline", "arm"])]
-    rung = int(rows["rung"].max()) if len(rows) else 0
+    rung = shared_rung(rows) or 0
     rows = rows[rows["rung"] == rung]
     designs = rows.drop_duplicates("design").sort_values("design")[["design", *AXES]].to_dict("records")
     noise = pooled_noise(rows, metric).get(rung)

@@ -218,7 +218,7 @@ def _early(rungs: Sequence[Agreement]) -> str | None:
     ]
     return (
         f"Of the pairs of trials that reached the last rung, the order was already the last one's at {joined(shares)}; "
-        f"{count(known[-1].trials, 'trial')}; {percent(CHANCE)} is chance, {percent(PUBLISHED)} was published elsewhere."
+        f"{count(known[-1].trials, 'trial')}; {percent(CHANCE)} is chance, {percent(PUBLISHED)} was published once."
     )
 
 

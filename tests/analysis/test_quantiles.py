@@ -25,11 +25,23 @@ def test_the_integral_is_students_where_the_second_error_hardly_counts(df, x):
     ("errors", "dfs"),
     [((1.0, 1.0), (2, 31)), ((0.3, 1.0), (2, 31)), ((1.0, 0.5, 0.3), (2, 31, 5)), ((1.0, 2.0), (1, 3))],
 )
-def test_the_sum_is_that_of_a_simulation(errors, dfs):
+def test_the_posterior_is_that_of_a_simulation(errors, dfs):
     random = np.random.default_rng(0)
-    total = np.abs(sum(e * random.standard_t(df, 1_000_000) for e, df in zip(errors, dfs, strict=True)))
-    assert (total > half_width(errors, dfs)).mean() == pytest.approx(0.05, abs=0.001)
-    assert two_sided(8.0, errors, dfs) == pytest.approx((total > 8).mean(), rel=0.05)
+    variances = [e**2 * df / random.chisquare(df, 1_000_000) for e, df in zip(errors, dfs, strict=True)]
+    total = np.sum(variances, axis=0)
+    drawn, weights = np.abs(np.sqrt(total) * random.standard_normal(len(total))), total / np.prod(variances, axis=0)
+    assert np.average(drawn > half_width(errors, dfs), weights=weights) == pytest.approx(0.05, abs=0.002)
+    assert two_sided(8.0, errors, dfs) == pytest.approx(np.average(drawn > 8, weights=weights), rel=0.1)
+
+
+@pytest.mark.parametrize("df", [2, 8])
+@pytest.mark.parametrize("size", [0.3, 1.0, 3.0])
+def test_intervals_of_two_errors_cover(df, size):
+    random = np.random.default_rng(1)
+    errors = random.normal(0, np.hypot(size, 1), 3000)
+    first, second = (s * np.sqrt(random.chisquare(n, 3000) / n) for s, n in ((size, df), (1.0, 47)))
+    covered = [two_sided(*of, [df, 47]) > 0.05 for of in zip(errors, zip(first, second, strict=True), strict=True)]
+    assert 0.93 < np.mean(covered) < 0.97
 
 
 @settings(deadline=None)
