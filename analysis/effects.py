@@ -11,7 +11,7 @@ seed, seed noise constant, proportional to the loss, or in between):
   variance is shared between designs (about a fifth was, in a prototype). Shared noise makes the interval wider
   than needed (98 to 99% coverage at a share of 0.7).
 - two sources of error, seeds (with the pooled degrees of freedom) and documents (paired differences), are joined as
-  Behrens and Fisher do (`quantiles`). A Welch-Satterthwaite interval takes a sigma that is small by chance for a
+  Ghosh and Kim do (`quantiles`). A Welch-Satterthwaite interval takes a sigma that is small by chance for a
   precise one: it covered 91 to 93% with a family-wise error of 6 to 12%. docs/calibration.md has the figures.
 - the interval of the difference joins the log-scale limits of the two losses (MOVER, Zou and Donner 2008), so it is
   not symmetric. At the very border of significance it and the p-value may disagree in the third digit.

@@ -21,6 +21,6 @@ def test_of_thirty_equal_arms_none_is_called_better_in_19_of_20_sweeps(scene):
 @pytest.mark.parametrize("scene", AXES, ids=lambda s: s.name)
 def test_effects_of_axes_and_interactions_cover(scene):
     outcome = axes(scene, SWEEPS)
-    assert 0.93 - 2 * outcome.error <= outcome.coverage <= 0.99
-    assert 0.93 - 2 * outcome.error <= outcome.interactions <= 0.99
+    assert 0.93 - 2 * outcome.error <= outcome.coverage <= 0.97 + 2 * outcome.error
+    assert 0.93 - 2 * outcome.error <= outcome.interactions <= 0.97 + 2 * outcome.error
     assert outcome.better <= 0.05
