@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +90,10 @@ def run_sweep(
         with setting_up(home.study_url):
             ledger = Ledger(config, home.study_url)
 
-        def job(trial: Assignment) -> Job:
-            recipe = config.recipe_at(trial.rate)
-            spec = TrialSpec(trial.design, config.model_size(), recipe, trial.seed, str(corpus.folder.resolve()))
-            return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve(), config.parallel)
-
         view, trouble = MlflowView(ledger, home, corpus, hide(resolved)), ""
         if not ledger.finished():
             with closing(Aside(view)) as aside, closing(executor or _executor(config, say)) as executor:
-                driver = Driver(ledger, executor, job, aside)
+                driver = Driver(ledger, executor, partial(_job, config, corpus, folder), aside)
 
                 def look(snapshot: Snapshot) -> None:
                     if folder.asked_to_stop():
@@ -113,6 +109,12 @@ def run_sweep(
         analysis, files = report(folder)
         view.close(analysis, frame, files)
     return Outcome(folder, analysis, not ledger.finished(), trouble)
+
+
+def _job(config: SweepConfig, corpus: Corpus, folder: SweepFolder, trial: Assignment) -> Job:
+    recipe = config.recipe_at(trial.rate)
+    spec = TrialSpec(trial.design, config.model_size(), recipe, trial.seed, str(corpus.folder.resolve()))
+    return Job(trial.number, trial.rung, spec, folder.trial(trial.number).resolve(), config.parallel)
 
 
 def _executor(config: SweepConfig, say: Callable[[str], None]) -> RayExecutor:

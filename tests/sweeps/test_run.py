@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 
 from lclab.reporting import make_report
+from search_space.design import Design
 from search_space.errors import UsageError
 from sweeps.home import Home
-from sweeps.run import _corpus, _known_as, run_sweep
+from sweeps.ledger import Assignment
+from sweeps.run import _corpus, _job, _known_as, run_sweep
 from tests.sweeps.virtual import config
 from trainer.corpus import Corpus
 
@@ -45,3 +47,12 @@ def test_a_model_larger_than_the_machine_is_refused(text_folder: Path, tmp_path:
         run_sweep(settings, Home(tmp_path / "home"), make_report)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "home").exists()
+
+
+def test_a_trial_at_another_rate_is_trained_at_it(corpus: Corpus, tmp_path: Path) -> None:
+    settings, folder = config(), Home(tmp_path).sweep("mini")
+    design = Design.parse(settings.baseline)
+    own, half = (_job(settings, corpus, folder, Assignment(0, design, 0, "rate", 1, rate)) for rate in (1.0, 0.5))
+    assert own.spec.recipe == settings.recipe
+    assert half.spec.recipe.optim.muon_rate == 0.5 * settings.recipe.optim.muon_rate
+    assert half.spec.recipe.optim.adamw_rate == 0.5 * settings.recipe.optim.adamw_rate
