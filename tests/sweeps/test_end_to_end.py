@@ -51,7 +51,7 @@ class Sweep:
     def __init__(self, home: Path, corpus: Path) -> None:
         self.home = Home(home)
         self._common = ["--home", str(home)]
-        self._run = ["sweep", "run", str(MINI), f"corpus.source={corpus}", "recipe.steps=30", *self._common]
+        self._run = ["sweep", "run", str(MINI), f"corpus.source={corpus}", "recipe.steps=100", *self._common]
 
     def command(self, *arguments: str) -> Done:
         """In this process, which has everything imported."""

@@ -101,20 +101,22 @@ def workers() -> list[int]:
 
 
 def test_divergence_and_too_little_memory_are_told_as_such(corpus: Corpus, tmp_path: Path) -> None:
-    """In the middle of a sweep, whose worker goes on. For one trial it gets 300 MB and no more."""
+    """In the middle of a sweep, whose worker goes on. One trial wants 8 GB and gets one."""
     chosen = config("trials=4", "controls=[]", "seeds=1", "ablations=false", "pruner=none")
     ledger = Ledger(chosen, f"sqlite:///{tmp_path}/optuna.db")
     wild = replace(chosen.recipe, optim=OptimConfig(muon_rate=1e30, adamw_rate=1e30, clip=1e30), precision="32-true")
-    recipes = [chosen.recipe, wild, replace(chosen.recipe, pieces=1000), chosen.recipe]
+    recipes, size = [chosen.recipe, wild, chosen.recipe, chosen.recipe], chosen.model_size()
+    large = replace(size, decoder=replace(size.decoder, feedforward=20_000_000))
 
     def job(trial: Assignment) -> Job:
         if trial.number >= 2:
             (worker,) = workers()
             now = 4096 * int(Path(f"/proc/{worker}/statm").read_text().split()[0])
-            limit = now + 300 * 2**20 if trial.number == 2 else resource.RLIM_INFINITY
+            limit = now + 2**30 if trial.number == 2 else resource.RLIM_INFINITY
             resource.prlimit(worker, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
         virtual = job_for(chosen, trial)
-        spec = replace(virtual.spec, corpus=str(corpus.folder), recipe=recipes[trial.number])
+        fits = large if trial.number == 2 else size
+        spec = replace(virtual.spec, corpus=str(corpus.folder), recipe=recipes[trial.number], size=fits)
         return replace(virtual, spec=spec, folder=tmp_path / str(trial.number))
 
     with closing(RayExecutor(1)) as executor:
