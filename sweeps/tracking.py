@@ -93,11 +93,11 @@ class MlflowView:
             for number in sorted(self._behind):
                 self._draw(self._ledger.trial(number))
                 self._behind.discard(number)
+            if self._runs != self._noted:
+                self._home.sweep(self._config.name).note_runs(self._experiment, self._runs)
+                self._noted = dict(self._runs)
         except FAULTS as error:
             _log.warning("MLflow is behind by %d trials: %s", len(self._behind), _first_line(error))
-        if self._runs != self._noted:
-            self._home.sweep(self._config.name).note_runs(self._experiment, self._runs)
-            self._noted = dict(self._runs)
 
     def close(self, analysis: Analysis, frame: pd.DataFrame, artifacts: list[Path]) -> None:
         """The sweep has ended, or waits for its next driver: what `analysis` makes of its table, on the parent run.
