@@ -58,7 +58,9 @@ class Ledger:
 
     def __init__(self, config: SweepConfig, storage: str | BaseStorage) -> None:
         self.config, self.rungs = config, len(config.recipe.rungs)
-        self.study = Study(config.name, directions(config), storage, Seen() if config.sampler == "tpe" else None)
+        # With two objectives TPE's good trials are a front, and NSGA-II looks for its own population.
+        seen = Seen() if config.sampler == "tpe" and len(config.objectives) == 1 else None
+        self.study = Study(config.name, directions(config), storage, seen)
         self.states: Counter[str] = Counter()
         self.changed: set[int] = set()
         self._pruner = make_pruner(config)

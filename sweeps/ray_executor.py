@@ -213,8 +213,9 @@ class RayExecutor:
         """A process of this machine is killed here: Ray waits for a minute for one that stands still."""
         node, process = self._processes[actor]
         if node == self._here:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            with suppress(OSError):  # it is gone
+                if b"ray::" in Path(f"/proc/{process}/cmdline").read_bytes():  # and its number is not another's yet
+                    os.kill(process, signal.SIGKILL)
         ray.kill(actor)
 
     def stop(self) -> None:
