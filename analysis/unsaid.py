@@ -59,19 +59,18 @@ def unsaid(
     if signal is None or signal.sigma is None:
         found.append(f"Noise between seeds is unknown {at}, hence no interval and no advice on what to run next")
     elif not following:
-        why = (
-            "fewer than three designs are there"
-            if signal.spread is None
-            else "one more seed would hardly change the choice"
-            if signal.spread
-            else "designs do not differ beyond noise"
-        )
-        found.append(f"What to run next cannot be told {at}, since {why}")
+        found.append(f"What to run next cannot be told {at}, since {_no_advice(signal)}")
     if not sensitivities:
         tried = (frame["role"] == "rate").any()
         why = "no design has a loss at two of them yet" if tried else "no trial had another one"
         found.append(f"How much the learning rate matters cannot be told, since {why}")
     return found
+
+
+def _no_advice(signal: Signal) -> str:
+    if signal.spread is None:
+        return "fewer than three designs are there"
+    return "one more seed would hardly change the choice" if signal.spread else "designs do not differ beyond noise"
 
 
 def _are(designs: int) -> str:

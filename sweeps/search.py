@@ -7,7 +7,7 @@ Notable choices:
   control leaves no shared ones: TPE then draws each axis by itself and NSGA-II all of them at random. So TPE decomposes
   the space into groups, and NSGA-II looks at trials that have parameters;
 - optuna-dashboard 0.21 reads constraints only as Optuna 4 wrote them, so `constrain` writes both forms;
-- TPE's time grows with the trials that it looks at, to 11 ms a trial for 1,000 of them, so it sees no more than 250:
+- TPE's time grows with the trials that it looks at, to 12 ms for each of the first 1,000, so it sees no more than 250:
   the best, from which it takes its good ones (25 at most, whatever there is to choose from), those that are running,
   and of the others every so many. Up to 250 nothing changes;
 - grid: the configuration plans all of it (`SweepConfig.planned`); what comes after that is random.
