@@ -19,6 +19,8 @@ __all__ = ["MOST", "axes", "effects", "rungs"]
 
 MOST = 30  # rows of a figure; the table has the rest
 ROW_PIXELS = 44
+OUTSIDE = 0.2  # share of the bars that may be beyond the frame, with their values as text
+ARROW = "\u25b8"
 WIDEST = 3.0  # times the largest value or the usual interval; what is longer runs out of the frame
 
 
@@ -77,6 +79,7 @@ def _forest(
     """None without a bar. The first bar on top; dotted lines at the `marks`, with their names."""
     if not bars:
         return None
+    left, right = limits or _limits(bars)
     figure = go.Figure()
     for colour in dict.fromkeys(bar.colour for bar in bars):
         figure.add_trace(_intervals([(-i, bar) for i, bar in enumerate(bars) if bar.colour == colour], colour))
@@ -87,7 +90,7 @@ def _forest(
             "xanchor": "left",
             "y": -i,
             "yshift": 5,
-            "text": plain(bar.label),
+            "text": plain(bar.label) + ("" if left <= bar.value <= right else f" {ARROW} {plain(bar.text)}"),
         }
         for i, bar in enumerate(bars)
     ]
@@ -97,7 +100,7 @@ def _forest(
     figure.update_layout(
         annotations=[label | {"yanchor": "bottom", "showarrow": False} for label in labels],
         height=ROW_PIXELS * len(bars) + (110 if any(marks.values()) else 90),
-        xaxis={"title": title, "zeroline": False, "range": limits or _limits(bars)},
+        xaxis={"title": title, "zeroline": False, "range": [left, right]},
         yaxis={
             "range": [0.4 - len(bars), 1.4 if any(marks.values()) else 0.9],
             "visible": False,
@@ -108,8 +111,13 @@ def _forest(
 
 
 def _limits(bars: Sequence[_Bar]) -> tuple[float, float]:
-    """All values, and their intervals unless one is far longer than the rest."""
-    values, low, high = np.array([(bar.value, bar.low, bar.high) for bar in bars]).T
+    """All values but those far beyond the rest, and their intervals unless one is far longer than the rest."""
+    rows = np.array(sorted(((bar.value, bar.low, bar.high) for bar in bars), key=lambda row: abs(row[0])))
+    size = np.abs(rows[:, 0])
+    far = np.flatnonzero(size[1:] > WIDEST * size[:-1].clip(min=float(np.median(rows[:, 2] - rows[:, 1])) / 2))
+    if len(far) and len(bars) - far[-1] - 1 <= len(bars) * OUTSIDE:
+        rows = rows[: far[-1] + 1]
+    values, low, high = rows.T
     most = WIDEST * max(float(np.abs(values).max()), float(np.median(high - low)) / 2)
     left, right = max(min(low.min(), 0), -most), min(max(high.max(), 0), most)
     room = 0.04 * (right - left or 1)

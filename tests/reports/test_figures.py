@@ -1,10 +1,12 @@
 """What the figures hold; that they are drawn is for Chromium to say."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import analyse
 from reports import curves, forest, scatter
-from reports.figures import ACCENT, VERDICTS
+from reports.figures import ACCENT, BLUE, VERDICTS
 from tests.analysis.synthetic import curves as points_of
 from tests.analysis.synthetic import odd_sweeps
 from tests.reports.plenty import BASELINE, curves_of, rich
@@ -84,3 +86,17 @@ def test_frontiers_and_rates_show_what_the_analysis_has(large):
     assert rates
     for trace in rates["data"]:
         assert trace["y"][trace["x"].index(1.0)] == 0
+
+
+@given(st.lists(st.floats(-1, 1), min_size=6, max_size=20), st.floats(100, 1e6))
+def test_a_value_far_beyond_the_rest_is_written_out_and_the_rest_keep_their_room(near, far):
+    """Whatever is not in the frame has its value in its label."""
+    bars = [forest._Bar(f"d{i}", x, x - 0.1, x + 0.1, BLUE, f"{x:.3f}") for i, x in enumerate([*near, far])]
+    figure = forest._forest(bars, "difference", {0: ""})
+    assert figure is not None
+    left, right = figure["layout"]["xaxis"]["range"]
+    assert right - left <= 6 * (max(map(abs, near)) + 0.2)
+    for bar, label in zip(bars, figure["layout"]["annotations"], strict=False):
+        inside = left <= bar.value <= right
+        assert inside or bar is bars[-1]
+        assert (bar.text in label["text"]) is not inside
