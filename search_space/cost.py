@@ -14,10 +14,10 @@ from torch import nn
 from search_space.compressor import Size
 from search_space.design import Design
 from search_space.layout import Batch, Sample, Specials, lay_out
-from search_space.memory import Optimizer, Precision, skeleton, training_memory
+from search_space.memory import Optimizer, Part, Precision, skeleton, training_memory
 from search_space.transformer import Layers, Rows, Shape
 
-__all__ = ["Cost", "cost", "forward_flops", "parameters"]
+__all__ = ["Cost", "Products", "cost", "forward_flops", "parameters", "products"]
 
 _BACKWARD = 2  # a backward pass costs two forward passes
 _BFLOAT16 = 2  # bytes
@@ -81,26 +81,54 @@ def _kv_bytes(shape: Shape, rows: Rows) -> int:
 
 def forward_flops(design: Design, size: Size, batch: Batch) -> float:
     """FLOPs of one forward pass over `batch`."""
+    return sum(part.flops for part in products(design, size, batch).values())
+
+
+@dataclass(frozen=True)
+class Products:
+    """FLOPs of matrix products in a forward pass. weights: with weights. layers: of these, those of transformer layers.
+    pairs: of attention, between activations."""
+
+    weights: float = 0.0
+    layers: float = 0.0
+    pairs: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        return self.weights + self.pairs
+
+    def __add__(self, other: "Products") -> "Products":
+        return Products(self.weights + other.weights, self.layers + other.layers, self.pairs + other.pairs)
+
+    def __mul__(self, times: float) -> "Products":
+        return Products(self.weights * times, self.layers * times, self.pairs * times)
+
+
+def products(design: Design, size: Size, batch: Batch) -> dict[Part, Products]:
+    """The forward pass over `batch` by the part that computes it; the pooling goes with the adapter."""
     size = size.of(design)
-    flops = _layers(batch.rows, size.decoder, size.decoder.layers)
-    flops += 2 * len(batch.place_P) * size.decoder.width * size.vocab
+    layers, pairs = _layers(batch.rows, size.decoder, size.decoder.layers)
+    head = 2.0 * len(batch.place_P) * size.decoder.width * size.vocab
+    parts: dict[Part, Products] = {"decoder": Products(layers + head, layers, pairs)}
     if batch.encoder is None:
-        return flops
-    flops += _layers(batch.encoder.rows, size.encoder, size.encoder.layers)
+        return parts
+    layers, pairs = _layers(batch.encoder.rows, size.encoder, size.encoder.layers)
+    parts["encoder"] = Products(layers, layers, pairs)
     model = skeleton(design, size).model
     linear = sum(m.weight.numel() for m in model.adapter.modules() if isinstance(m, nn.Linear))
-    flops += len(batch.encoder.blocks.mask_LN) * (model.pooling.flops() + 2 * linear)
-    for part in model.adapter.modules():
-        if isinstance(part, Layers) and batch.encoder.spans is not None:
-            flops += _layers(batch.encoder.spans.rows, part.shape, design.depth)
-    return flops
+    weights = len(batch.encoder.blocks.mask_LN) * (model.pooling.flops() + 2.0 * linear)
+    own = [part.shape for part in model.adapter.modules() if isinstance(part, Layers)]
+    spans = batch.encoder.spans
+    of = [_layers(spans.rows, shape, design.depth) for shape in own] if spans is not None else []
+    layers, pairs = sum(x for x, _ in of), sum(x for _, x in of)
+    return parts | {"adapter": Products(weights + layers, layers, pairs)}
 
 
-def _layers(rows: Rows, shape: Shape, layers: int) -> float:
-    """Transformer layers over rows: projections, feed-forward, and attention over segments as they are grouped."""
+def _layers(rows: Rows, shape: Shape, layers: int) -> tuple[float, float]:
+    """Transformer layers over rows: projections with feed-forward, and attention over segments as they are grouped."""
     r, t = rows.segment_RT.shape
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     projections = 2 * shape.width * (2 * queries + 2 * keys)
     feedforward = 2 * 3 * shape.width * shape.feedforward
     pairs = r * t * t if rows.groups is None else sum(n * length**2 for n, length, _ in rows.groups.shapes)
-    return float(layers * (r * t * (projections + feedforward) + 2 * 2 * pairs * queries))
+    return float(layers * r * t * (projections + feedforward)), float(layers * 2 * 2 * pairs * queries)

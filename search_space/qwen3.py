@@ -6,13 +6,15 @@ Notable choices:
 - safetensors only, pickles are never opened;
 - both spellings of the rotary base, `rope_theta` (transformers 4) and `rope_parameters` (transformers 5), and keys with
   the prefix `model.` (`Qwen3ForCausalLM`) or without it (`Qwen3Model`, such as Qwen3-Embedding);
+- a model is filled weight by weight from the mapped file, so that it is never in memory twice;
 - a folder is written beside its place and renamed: it is whole or not there.
 """
 
 import json
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,10 @@ from torch import Tensor
 from search_space.errors import UsageError
 from search_space.transformer import Shape, Transformer
 
-__all__ = ["load", "load_into", "save"]
+__all__ = [
+    *("check_fit", "load", "load_into", "read_config", "read_json", "save", "write"),
+    *("new_folder", "opened", "write_json", "write_weights"),
+]
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PREFIX, _HEAD, _EMBEDDING = "model.", "lm_head.weight", "embed_tokens.weight"
@@ -49,32 +54,82 @@ _ONLY = {  # what our transformer is, where a config may say otherwise
 }
 
 
+class Stored:
+    """The weights of open safetensors files by name, each read when it is asked for."""
+
+    def __init__(self, files: Mapping[Path, Any], prefix: str = "") -> None:
+        self._at: dict[str, tuple[Any, str]] = {}
+        for path, file in files.items():
+            for key in file.keys():  # noqa: SIM118, a file is not a dictionary
+                name = key.removeprefix(prefix)
+                if name in self._at:
+                    raise UsageError(f"{path}: {key} is stored twice")
+                self._at[name] = file, key
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, key = self._at[name]
+        return file.get_tensor(key)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._at
+
+    def check(self, where: Path, wanted: Mapping[str, Tensor], spare: frozenset[str] = frozenset()) -> None:
+        """Raise `UsageError` where names, those of `spare` apart, or shapes are not those of `wanted`."""
+        names = self._at.keys() - (spare - wanted.keys())
+        for what, odd in (("lacks", wanted.keys() - names), ("has unknown", names - wanted.keys())):
+            if odd:
+                raise UsageError(f"{where}: {what} {_some(odd)}")
+        for name in sorted(names):
+            file, key = self._at[name]
+            shape, expected = file.get_slice(key).get_shape(), list(wanted[name].shape)
+            if shape != expected:
+                raise UsageError(f"{where}: {key} is {shape}; its config says {expected}")
+
+
+@contextmanager
+def opened(paths: list[Path], prefix: str = "") -> Generator[Stored]:
+    """The safetensors files at `paths`; names lose `prefix`. Raises `UsageError` where one is missing or damaged."""
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
+        for path in paths:
+            try:
+                files[path] = stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise UsageError(f"{path}: cannot be read ({error})") from error
+        yield Stored(files, prefix)
+
+
 def load(folder: Path, *, head: bool = True, dtype: torch.dtype | None = None) -> Transformer:
     """The transformer in `folder`, on the CPU, in the file's dtypes or all in `dtype`.
 
     `head` is False for an encoder: the head of a file that has one is left out. Raises `UsageError`.
     """
-    shape, vocab = _read_config(folder)
+    shape, vocab = read_config(folder)
     with torch.device("meta"):
         transformer = Transformer(shape, vocab, head)
-    transformer.load_state_dict(_read_weights(folder, transformer, dtype), assign=True)
+    with _checked(folder, transformer) as stored:
+        weights = {name: stored[name].to(dtype, copy=True) for name in transformer.state_dict()}
+    transformer.load_state_dict(weights, assign=True)
     return transformer
 
 
-def load_into(transformer: Transformer, folder: Path) -> None:
+def check_fit(transformer: Transformer, folder: Path, *, fewer_rows: bool = False) -> None:
+    """Raise what `load_into` raises before it changes a weight. Reads headers only; `transformer` may be on `meta`."""
+    with _fitting(transformer, folder, fewer_rows):
+        pass
+
+
+@torch.no_grad()
+def load_into(transformer: Transformer, folder: Path, *, fewer_rows: bool = False) -> None:
     """Overwrite the weights of `transformer`, such as a compressor's encoder; its dtypes and device stay.
 
+    fewer_rows: a folder of a smaller vocabulary fills the first rows of embedding and head, and the rest stay.
     Raises `UsageError`, with no weight changed, where the folder's config is not the transformer's.
     """
-    shape, vocab = _read_config(folder)
-    if not transformer.head:
-        shape = replace(shape, tied_head=transformer.shape.tied_head)
-    theirs = {"vocab": vocab, **asdict(shape)}
-    ours = {"vocab": transformer.embed_tokens.num_embeddings, **asdict(transformer.shape)}
-    for field, value in theirs.items():
-        if value != ours[field]:
-            raise UsageError(f"{field}: {value} in {folder} but {ours[field]} in the model; they must be equal")
-    transformer.load_state_dict(_read_weights(folder, transformer, None))
+    with _fitting(transformer, folder, fewer_rows) as stored:
+        for name, weight in transformer.state_dict().items():
+            value = stored[name]
+            weight[: len(value)].copy_(value)
 
 
 def save(transformer: Transformer, folder: Path) -> None:
@@ -82,24 +137,46 @@ def save(transformer: Transformer, folder: Path) -> None:
 
     Raises `UsageError` if there is something at that path, and whatever the file system says.
     """
-    if folder.exists():
-        raise UsageError(f"{folder}: exists; choose a folder that does not")
+    with new_folder(folder) as part:
+        write(transformer, part)
+
+
+def write(transformer: Transformer, folder: Path, **config: Any) -> None:
+    """Write `transformer` into an existing folder, with `config` added to its config.json."""
     prefix = _PREFIX if transformer.head else ""
-    weights = {
-        name if name == _HEAD else prefix + name: weight.contiguous()
-        for name, weight in transformer.state_dict().items()
-    }
+    weights = {name if name == _HEAD else prefix + name: weight for name, weight in transformer.state_dict().items()}
+    write_json(folder / _CONFIG, _config(transformer) | config)
+    write_weights(folder / _WEIGHTS, weights)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Generator[Path]:
+    """A folder to write into, which takes the place of `folder` when all is written and flushed to disk.
+
+    Raises `UsageError` if there is something at that path; nothing is left where writing fails.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder}: exists; choose a folder that does not")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         part = Path(scratch) / folder.name
         part.mkdir()
-        (part / _CONFIG).write_text(json.dumps(_config(transformer), indent=2) + "\n")
-        save_file(weights, part / _WEIGHTS, metadata={"format": "pt"})
-        (part / _WEIGHTS).chmod((part / _CONFIG).stat().st_mode)  # safetensors lets none but the owner read
-        for path in (part / _CONFIG, part / _WEIGHTS, part):
+        yield part
+        for path in (*part.rglob("*"), part):
             _flush(path)
         part.rename(folder)
     _flush(folder.parent)  # the rename itself must survive a power cut
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, path, metadata={"format": "pt"})
+    path.chmod(mode)  # safetensors lets none but the owner read
 
 
 def _flush(path: Path) -> None:
@@ -124,7 +201,8 @@ def _config(transformer: Transformer) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UsageError`."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -134,10 +212,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: Path) -> tuple[Shape, int]:
-    """Shape and vocabulary. Raises `UsageError` for what our transformer cannot be."""
+def read_config(folder: Path) -> tuple[Shape, int]:
+    """Shape and vocabulary of the folder. Raises `UsageError` for what our transformer cannot be."""
     path = folder / _CONFIG
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("model_type") != "qwen3":
         raise UsageError(f"{path}: model_type is {config.get('model_type')!r}; only 'qwen3' is read")
     for name, value in _ONLY.items():
@@ -171,41 +249,42 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / _WEIGHTS]
     if not (folder / _INDEX).exists():
         raise UsageError(f"{folder}: has neither {_WEIGHTS} nor {_INDEX}; other formats are not read")
-    shards = _read_json(folder / _INDEX).get("weight_map")
+    shards = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) and s == Path(s).name for s in shards.values()):
         raise UsageError(f"{folder / _INDEX}: weight_map does not name files of its folder")
     return [folder / shard for shard in sorted(set(shards.values()))]
 
 
-def _read_weights(folder: Path, transformer: Transformer, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """All weights that `transformer` has, by its names. Names and shapes are compared before any is read."""
-    wanted = {name: list(weight.shape) for name, weight in transformer.state_dict().items()}
-    with ExitStack() as stack:
-        stored: dict[str, tuple[Any, str]] = {}
-        for path in _weight_files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UsageError(f"{path}: cannot be read ({error})") from error
-            for key in file.keys():  # noqa: SIM118, a file is not a dictionary
-                name = key.removeprefix(_PREFIX)
-                if name in stored:
-                    raise UsageError(f"{path}: {key} is stored twice")
-                stored[name] = file, key
-        spare_head = None if _HEAD in wanted else stored.pop(_HEAD, None)
-        for what, names in (("lacks", wanted.keys() - stored.keys()), ("has unknown", stored.keys() - wanted.keys())):
-            if names:
-                raise UsageError(f"{folder}: {what} {_some(names)}")
-        for name, (file, key) in stored.items():
-            shape = file.get_slice(key).get_shape()
-            if shape != wanted[name]:
-                raise UsageError(f"{folder}: {key} is {shape}; its config says {wanted[name]}")
-        weights = {name: file.get_tensor(key).to(dtype, copy=True) for name, (file, key) in stored.items()}
-        if spare_head and transformer.head:  # published with some tied models
-            file, key = spare_head
-            if not torch.equal(file.get_tensor(key).to(dtype), weights[_EMBEDDING]):
-                raise UsageError(f"{folder}: tie_word_embeddings is true, but {key} is not the embedding")
-    return weights
+@contextmanager
+def _fitting(transformer: Transformer, folder: Path, fewer_rows: bool) -> Generator[Stored]:
+    """The weights in `folder`, which are those of `transformer`, or of one with fewer rows."""
+    shape, vocab = read_config(folder)
+    if not transformer.head:
+        shape = replace(shape, tied_head=transformer.shape.tied_head)
+    rows = transformer.embed_tokens.num_embeddings
+    if vocab > rows or (vocab < rows and not fewer_rows):
+        rule = "it must not be larger" if fewer_rows else "they must be equal"
+        raise UsageError(f"vocab: {vocab} in {folder} but {rows} in the model; {rule}")
+    ours = asdict(transformer.shape)
+    for field, value in asdict(shape).items():
+        if value != ours[field]:
+            raise UsageError(f"{field}: {value} in {folder} but {ours[field]} in the model; they must be equal")
+    with torch.device("meta"):
+        stored_as = Transformer(shape, vocab, transformer.head)
+    with _checked(folder, stored_as) as stored:
+        yield stored
+
+
+@contextmanager
+def _checked(folder: Path, transformer: Transformer) -> Generator[Stored]:
+    """The weights in `folder`, with the names and shapes of `transformer`'s."""
+    with opened(_weight_files(folder), _PREFIX) as stored:
+        stored.check(folder, transformer.state_dict(), spare=frozenset({_HEAD}))
+        if transformer.head and transformer.lm_head is None and _HEAD in stored:  # published with some tied models
+            head, embedding = stored[_HEAD], stored[_EMBEDDING]
+            if not torch.equal(head.to(embedding.dtype), embedding):
+                raise UsageError(f"{folder}: tie_word_embeddings is true, but {_HEAD} is not the embedding")
+        yield stored
 
 
 def _some(names: set[str]) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,39 @@ from search_space.layout import Batch
 from trainer import checkpoint
 from trainer.module import CompressorModule
 from trainer.stream import TrainingSamples
-from trainer.trial import Diverged, Progress, TrialSpec
+from trainer.trial import Diverged, Evaluation, Heldout, Progress, TrialSpec, write_json
 
-__all__ = ["Clock"]
+__all__ = ["LIVE", "Clock"]
 
 CURVE_POINTS = 60  # per trial
+LIVE = "live.json"  # what is known of a trial on its way, for whoever watches
 KEPT = 2  # checkpoints: the newest, and the one before it should the newest be damaged
 
 
 class Clock(Callback):
-    """Keeps curve and time, writes checkpoints, watches for divergence and for the wish to stop."""
+    """Keeps curve and time, writes checkpoints, watches for divergence and for the wish to stop.
 
-    def __init__(self, spec: TrialSpec, samples: TrainingSamples, folder: Path, rung: int, progress: Progress) -> None:
+    evaluate: the held-out loss at the moment, asked for as often as the recipe says.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        samples: TrainingSamples,
+        folder: Path,
+        rung: int,
+        progress: Progress,
+        evaluate: Callable[[Trainer], Heldout] | None = None,
+    ) -> None:
         self.folder, self.progress = folder, progress
         self.stop = spec.recipe.rung_steps()[rung - 1]
         self.recipe = spec.recipe
         self.every = max(1, spec.recipe.steps // CURVE_POINTS)
-        self._samples = samples
+        self._samples, self._evaluate = samples, evaluate
         self.step, self.seconds, self.interrupted = 0, 0.0, False
         self.curve: list[tuple[int, float, float]] = []
         self.recovered: list[str] = []
+        self.evaluations: list[Evaluation] = []
         self._losses: list[Tensor] = []
         self._since = 0.0
 
@@ -41,10 +55,13 @@ class Clock(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         pending = torch.stack(self._losses) if self._losses else torch.zeros(0)
-        return {"step": self.step, "seconds": self._elapsed(), "curve": self.curve, "pending": pending}
+        evaluations = [tuple(evaluation) for evaluation in self.evaluations]
+        known = {"step": self.step, "seconds": self._elapsed(), "curve": self.curve, "evaluations": evaluations}
+        return known | {"pending": pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step, self.seconds, self.curve = state_dict["step"], state_dict["seconds"], state_dict["curve"]
+        self.evaluations = [Evaluation(*entry) for entry in state_dict["evaluations"]]
         self._losses = list(state_dict["pending"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,8 +75,15 @@ class Clock(Callback):
         self.step += 1
         assert isinstance(pl_module, CompressorModule)
         self._losses.append(pl_module.step_loss.detach().clone())
-        if self.step % self.every == 0 or self.step == self.stop:
+        marks = self.step % self.every == 0 or self.step == self.stop
+        if marks:
             self._mark()
+        if self._evaluate and self.recipe.evaluate_every and self.step % self.recipe.evaluate_every == 0:
+            self._look(self._evaluate, trainer)
+            marks = True
+        if marks and trainer.is_global_zero:
+            evaluations = [evaluation._asdict() for evaluation in self.evaluations]
+            write_json(self.folder / LIVE, {"step": self.step, "curve": self.curve, "evaluations": evaluations})
         self.interrupted = self._wants_to_stop(trainer) and self.step < self.stop
         if self.step % self.recipe.checkpoint_every == 0 or self.step == self.stop or self.interrupted:
             self._checkpoint(trainer)
@@ -83,6 +107,15 @@ class Clock(Callback):
             raise Diverged(f"training loss is {loss} at step {self.step}")
         self.curve.append((self.tokens(), loss, self.recipe.rate_at(self.step - 1)))
         self._losses.clear()
+
+    def _look(self, evaluate: Callable[[Trainer], Heldout], trainer: Trainer) -> None:
+        """Evaluate; the time it takes is not training's."""
+        self.seconds, self._since = self._elapsed(), 0.0
+        loss = evaluate(trainer).loss
+        self.evaluations.append(Evaluation(self.step, self.tokens(), loss))
+        if not all(map(math.isfinite, loss.values())):
+            raise Diverged(f"held-out loss is {loss} at step {self.step}")
+        self._since = time.perf_counter()
 
     def _checkpoint(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / f"step-{self.step:09d}.safetensors", weights_only=False)

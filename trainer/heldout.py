@@ -52,17 +52,17 @@ def heldout_samples(corpus: Corpus, recipe: Recipe) -> dict[Task, list[Sample]]:
 
 
 def heldout_batches(
-    corpus: Corpus, recipe: Recipe, design: Design, size: Size, rank: int = 0, ranks: int = 1
+    corpus: Corpus, recipe: Recipe, design: Design, size: Size, rank: int = 0, ranks: int = 1, accumulate: int = 1
 ) -> list[Batch]:
-    """The held-out samples as batches no larger than a training step; of them every `ranks`-th from `rank` on.
+    """The held-out samples as batches no larger than those of training; of them every `ranks`-th from `rank` on.
 
     Each rank has as many, since ranks that share a model take every step together; some batches are then scored twice.
     """
-    positions = size.of(design).positions
+    positions, most = size.of(design).positions, max(1, recipe.pieces // (ranks * accumulate))
     groups = [
-        samples[i : i + recipe.pieces]
+        samples[i : i + most]
         for samples in heldout_samples(corpus, recipe).values()
-        for i in range(0, len(samples), recipe.pieces)
+        for i in range(0, len(samples), most)
     ]
     own = [groups[i % len(groups)] for i in range(rank, -(-len(groups) // ranks) * ranks, ranks)]
     return [lay_out(samples, design, corpus.specials, positions, takes_groups()) for samples in own]

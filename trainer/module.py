@@ -3,6 +3,8 @@
 Shapes: P scored positions.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,6 +42,7 @@ class CompressorModule(LightningModule):
             torch.manual_seed(seed)
             self.model = Compressor(design, size)
         scaling.rescale(self.model, recipe.optim.scaling)
+        optim.freeze(self.model, recipe.optim)
         self.model.checkpoint_activations(self.parallel.recompute)
         self.step_loss = torch.zeros(())
         self.heldout = Heldout({}, {}, {}, {})
@@ -96,5 +99,7 @@ class CompressorModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = optim.build(self.model, self.recipe.optim)
-        scheduler = LambdaLR(optimizer, self.recipe.rate_at)
+        groups = optimizer.param_groups
+        factors: list[Callable[[int], float]] = [partial(self.recipe.rate_at, peak=group["lr"]) for group in groups]
+        scheduler = LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -5,6 +5,7 @@ schedule, one state to save.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from search_space.compressor import Compressor, matrices
 from search_space.errors import UsageError
 from trainer.scaling import Scaling, factors
 
-__all__ = ["MuonAdamW", "OptimConfig", "PartConfig", "ShardedMuon", "build"]
+__all__ = ["MuonAdamW", "OptimConfig", "PartConfig", "ShardedMuon", "build", "freeze"]
 
 
 @dataclass(frozen=True)
@@ -141,34 +142,43 @@ class MuonAdamW(Optimizer):
         return loss
 
 
-def build(model: Compressor, config: OptimConfig) -> Optimizer:
-    """The optimizer of `config`, one group per rate and weight decay. Weights of rate 0 stop asking for a gradient.
+def freeze(model: Compressor, config: OptimConfig) -> None:
+    """Let the weights of rate 0 ask for no gradient; to be done before the model is spread over ranks.
 
     Raises `UsageError` where nothing is left to train.
     """
-    scale = factors(model, config.scaling)
-    linear = {id(w) for w in matrices(model)}
+    for _, weight, rate, _, _ in _rates(model, config):
+        weight.requires_grad_(rate > 0)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UsageError(f"recipe.optim: every rate of {model.design.name} is 0, which leaves nothing to train")
+
+
+def build(model: Compressor, config: OptimConfig) -> Optimizer:
+    """The optimizer of `config` for the weights that are not frozen, one group per rate and weight decay."""
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
-    for name, weight in model.named_parameters():
-        part, is_linear = config.of(_part(name)), id(weight) in linear
-        by_muon = is_linear and config.kind == "muon"
-        peak, factor = (part.muon_rate, scale[name].muon) if by_muon else (part.adamw_rate, scale[name].adamw)
-        assert peak is not None and part.weight_decay is not None
-        # A step decays by rate times weight decay, which the rule leaves as it is.
-        decay = part.weight_decay / factor if is_linear else 0.0
-        if peak == 0:
-            weight.requires_grad_(False)
-        else:
-            groups.setdefault((by_muon, peak * factor, decay), []).append(weight)
+    for by_muon, weight, rate, factor, decay in _rates(model, config):
+        if weight.requires_grad:
+            # A step decays by rate times weight decay, which the rule leaves as it is.
+            groups.setdefault((by_muon, rate * factor, decay / factor), []).append(weight)
     muon, adamw = (
         [{"params": weights, "lr": rate, "weight_decay": d} for (m, rate, d), weights in groups.items() if m is by_muon]
         for by_muon in (True, False)
     )
-    if not groups:
-        raise UsageError(f"recipe.optim: every rate of {model.design.name} is 0, which leaves nothing to train")
     optimizers: list[Any] = [ShardedMuon(muon)] if muon else []
     optimizers += [AdamW(adamw, betas=(config.beta1, config.beta2), eps=config.eps)] if adamw else []
     return MuonAdamW(*optimizers) if len(optimizers) == 2 else optimizers[0]
+
+
+def _rates(model: Compressor, config: OptimConfig) -> Iterator[tuple[bool, nn.Parameter, float, float, float]]:
+    """Of each weight: whether Muon trains it, the weight, its part's rate, the factor of the rule, weight decay."""
+    scale = factors(model, config.scaling)
+    linear = {id(w) for w in matrices(model)}
+    for name, weight in model.named_parameters():
+        part, is_linear = config.of(_part(name)), id(weight) in linear
+        by_muon = is_linear and config.kind == "muon"
+        rate, factor = (part.muon_rate, scale[name].muon) if by_muon else (part.adamw_rate, scale[name].adamw)
+        assert rate is not None and part.weight_decay is not None
+        yield by_muon, weight, rate, factor, part.weight_decay if is_linear else 0.0
 
 
 def _part(name: str) -> Literal["encoder", "adapter", "decoder"]:

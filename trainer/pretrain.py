@@ -28,11 +28,11 @@ from trainer.module import CompressorModule
 from trainer.parallel import Parallel
 from trainer.patient import Patient
 from trainer.recipe import Recipe, precision_of
-from trainer.strategies import lightning_strategy
+from trainer.strategies import lightning_strategy, rest
 from trainer.stream import Microbatches, TrainingSamples
-from trainer.trial import Diverged, Interrupted, OutOfMemory, Progress, RungResult, TrialSpec
+from trainer.trial import Diverged, Heldout, Interrupted, OutOfMemory, Progress, RungResult, TrialSpec
 
-__all__ = ["fit", "make_trainer", "pretrain"]
+__all__ = ["evaluate", "fit", "make_trainer", "pretrain"]
 
 # What torch says for CUDA, for its CPU allocator, and for oneDNN, whose kernels take memory of their own.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
@@ -45,10 +45,12 @@ def pretrain(
     progress: Progress = lambda step, tokens: True,
     parallel: Parallel | None = None,
     device: torch.device | None = None,
+    begin: Callable[[CompressorModule], None] = lambda module: None,
 ) -> RungResult:
     """Train to the end of `rung` and evaluate there.
 
-    device: of this rank, where whoever started the process has chosen it.
+    device: of this rank, where whoever started the process has chosen it. begin: gives a new trial its first weights,
+    where they are not those of its seed.
     Raises `Diverged`, `OutOfMemory`, `Stalled`, or `Interrupted` when `progress` returned False; in every case `folder`
     holds what the next call needs.
     """
@@ -57,8 +59,8 @@ def pretrain(
         return RungResult.load(reached)
     parallel = parallel or Parallel()
     corpus = Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
-    samples = TrainingSamples(corpus, spec.recipe, spec.seed)
-    clock = Clock(spec, samples, folder, rung, progress)
+    samples = TrainingSamples(corpus, spec.recipe, spec.seed, spec.read)
+    clock = Clock(spec, samples, folder, rung, progress, lambda trainer: evaluate(trainer, module, heldout))
     with _memory(clock):
         module = CompressorModule(spec.design, spec.size, spec.recipe, spec.seed, parallel)
         trainer = make_trainer(spec.recipe, clock, parallel, device)
@@ -67,29 +69,44 @@ def pretrain(
             folder.mkdir(parents=True, exist_ok=True)
             for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
                 scratch.unlink(missing_ok=True)
-        heldout: Any = heldout_batches(corpus, spec.recipe, spec.design, spec.size, rank, parallel.ranks)
+        heldout: Any = heldout_batches(
+            corpus, spec.recipe, spec.design, spec.size, rank, parallel.ranks, parallel.accumulate
+        )
 
         def batches(first: int) -> DataLoader[Batch]:
             part = (first, parallel.accumulate, rank, parallel.ranks)
             steps = Microbatches(samples, spec.design, spec.size, corpus.specials, *part)
             return DataLoader(steps, batch_size=None, num_workers=parallel.loaders)
 
-        weights = fit(trainer, module, clock, batches)
+        weights = fit(trainer, module, clock, batches, begin)
         trainer.validate(module, DataLoader(heldout, batch_size=None), weights, verbose=False, weights_only=False)
     if not all(map(math.isfinite, module.heldout.loss.values())):
         raise Diverged(f"held-out loss is {module.heldout.loss} at step {clock.step}")
     curve = clock.curve
-    result = RungResult(
-        rung, clock.step, clock.tokens(), clock.seconds, curve[-1][1], module.heldout, curve, clock.recovered
-    )
+    at = (rung, clock.step, clock.tokens(), clock.seconds, curve[-1][1])
+    result = RungResult(*at, module.heldout, curve, clock.recovered, clock.evaluations)
     if rank == 0:
         result.save(folder)
     trainer.strategy.barrier()  # until it is written
     return result
 
 
+def evaluate(trainer: Trainer, module: CompressorModule, heldout: list[Batch]) -> Heldout:
+    """Held out, in the midst of training. Every rank takes part."""
+    with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        for index, batch in enumerate(heldout):
+            module.validation_step(trainer.strategy.batch_to_device(batch, module.device), index)
+    rest(module.model)
+    module.on_validation_epoch_end()
+    return module.heldout
+
+
 def fit(
-    trainer: Trainer, module: CompressorModule, clock: Clock, batches: Callable[[int], DataLoader[Batch]]
+    trainer: Trainer,
+    module: CompressorModule,
+    clock: Clock,
+    batches: Callable[[int], DataLoader[Batch]],
+    begin: Callable[[CompressorModule], None] = lambda module: None,
 ) -> Path | None:
     """Go on from the newest good checkpoint to where the clock stops; `batches` are those from a step on.
 
@@ -100,6 +117,8 @@ def fit(
     if start and first == clock.stop:  # killed between the rung's checkpoint and its evaluation
         clock.load_state_dict(checkpoint.read(start)["callbacks"][clock.state_key])
         return start
+    if start is None:
+        begin(module)
     with closing(Patient(batches(first), module.parallel.patience)) as ahead:
         trainer.fit(module, ahead, ckpt_path=start, weights_only=False)
     if clock.interrupted:

@@ -14,13 +14,13 @@ import torch
 from search_space.errors import UsageError
 from trainer.optim import OptimConfig
 
-__all__ = ["Recipe", "Stage", "precision_of"]
+__all__ = ["Lesson", "Recipe", "precision_of"]
 
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class Lesson:
     """A stretch of the span-length curriculum: `span` tokens are wrapped at once until `until` of the steps."""
 
     until: float
@@ -32,6 +32,7 @@ class Recipe:
     """steps: optimizer steps of a full trial.
     rungs: where trials are compared, as shares of `steps`; the last is 1.
     decay: share of a rung's own steps, counted from the previous rung, in which the rate decays to `floor`;
+    lowest: learning rate below which `floor` does not bring any weight's; a part that peaks below it stays at its peak.
     decay_shape: how. One rung with decay = 1 - warmup and `cosine` is the usual cosine schedule.
     piece: raw tokens of one stretch of a document, at most; a step has `pieces` times as many, give or take a piece.
     mixture: share of a step's tokens by source of the corpus; as large as the sources are, where it is empty.
@@ -44,7 +45,8 @@ class Recipe:
     optim: the optimizer and its peak rates.
     precision: `auto` is bfloat16 where the hardware multiplies in it, else float32.
     documents: held-out documents, one span each; the same for every trial.
-    checkpoint_every: steps between checkpoints.
+    checkpoint_every: steps between checkpoints. evaluate_every: steps between held-out evaluations beside those of the
+        rungs, at the rate of the moment; 0 for none.
     """
 
     steps: int = 600
@@ -53,23 +55,29 @@ class Recipe:
     decay: float = 0.1
     decay_shape: Literal["linear", "cosine"] = "linear"
     floor: float = 0.02
+    lowest: float = 0.0
     piece: int = 128
     pieces: int = 6
     mixture: dict[str, float] = field(default_factory=dict)
     format: Literal["spans", "published"] = "spans"
-    curriculum: list[Stage] = field(default_factory=lambda: [Stage(0.35, 32), Stage(0.6, 64), Stage(1.0, 128)])
+    curriculum: list[Lesson] = field(default_factory=lambda: [Lesson(0.35, 32), Lesson(0.6, 64), Lesson(1.0, 128)])
     parallel: float = 0.5
     continuation: float = 0.0
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: Precision = "auto"
     documents: int = 48
     checkpoint_every: int = 100
+    evaluate_every: int = 0
 
     def check(self) -> None:
         """Raise `UsageError` for the first field that cannot be."""
         for name in ("steps", "piece", "pieces", "documents", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"recipe.{name}: {getattr(self, name)} is not at least 1")
+        if self.evaluate_every < 0 or not 0 <= self.lowest < math.inf:
+            raise UsageError(
+                f"recipe.evaluate_every, recipe.lowest: {self.evaluate_every} and {self.lowest} are not at least 0"
+            )
         for name in ("warmup", "decay", "floor", "parallel", "continuation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"recipe.{name}: {getattr(self, name)} is not between 0 and 1")
@@ -91,8 +99,9 @@ class Recipe:
         """Curriculum: tokens wrapped at once in `step`, counted from 0."""
         return next((s.span for s in self.curriculum if step < s.until * self.steps), self.curriculum[-1].span)
 
-    def rate_at(self, step: int) -> float:
-        """Learning-rate factor of `step`, counted from 0, in [floor, 1]."""
+    def rate_at(self, step: int, peak: float = math.inf) -> float:
+        """Learning-rate factor of `step`, counted from 0, in [floor, 1], of weights whose rate peaks at `peak`."""
+        floor = max(self.floor, min(1.0, self.lowest / peak))
         warmup = max(1, round(self.warmup * self.steps))
         start = 0
         for end in self.rung_steps():
@@ -100,10 +109,10 @@ class Recipe:
                 decay = max(1, round(self.decay * (end - start)))
                 done = max(0.0, (step + 1 - (end - decay)) / decay)
                 shaped = done if self.decay_shape == "linear" else (1 - math.cos(math.pi * done)) / 2
-                annealed = 1 - (1 - self.floor) * shaped
+                annealed = 1 - (1 - floor) * shaped
                 return min(annealed, (step + 1) / warmup)
             start = end
-        return self.floor
+        return floor
 
 
 def precision_of(recipe: Recipe) -> Literal["32-true", "bf16-mixed"]:

@@ -4,6 +4,7 @@ Whatever the strategy, a checkpoint holds whole tensors by name (see `state`), s
 strategy and another number of ranks.
 """
 
+import atexit
 import os
 from typing import Any
 
@@ -20,7 +21,7 @@ from search_space.transformer import Block
 from trainer import state
 from trainer.parallel import Parallel
 
-__all__ = ["lightning_strategy", "shard"]
+__all__ = ["lightning_strategy", "rest", "shard"]
 
 
 def shard(model: Compressor, mesh: DeviceMesh) -> None:
@@ -34,6 +35,12 @@ def shard(model: Compressor, mesh: DeviceMesh) -> None:
         register_fsdp_forward_method(model, method)
 
 
+def rest(model: Compressor) -> None:
+    """Give back what a forward pass without a backward pass leaves gathered, so that weights are the sharded ones."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def lightning_strategy(parallel: Parallel, device: torch.device | None = None) -> Strategy:
     """The strategy, for this process's `device` where a launcher has chosen it, else for Lightning to place."""
     if parallel.strategy == "one":
@@ -41,10 +48,24 @@ def lightning_strategy(parallel: Parallel, device: torch.device | None = None) -
     strategy = _Ddp() if parallel.strategy == "ddp" else _Sharded(parallel.ranks)
     strategy.placed = device
     if "RANK" in os.environ:  # torchrun and Ray Train start the processes themselves
+        _meet_again()
         strategy.cluster_environment = _Started()
     else:
         strategy.cluster_environment = LightningEnvironment()
     return strategy
+
+
+def _meet_again() -> None:
+    """Connect ranks that torchrun has started anew: its store still has the addresses of those before, so that they
+    would wait for processes that are gone."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or dist.is_initialized():
+        return
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=ranks)
+    atexit.register(dist.destroy_process_group)
 
 
 class _Started(TorchElasticEnvironment):

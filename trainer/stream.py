@@ -8,11 +8,11 @@ and since the step is divided among the ranks only afterwards, it holds the same
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,17 +87,27 @@ class Source:
         return epoch * self.tokens + (int(begin[before - 1] + self._length[order[before - 1]]) if before else 0)
 
 
+class _Stream(NamedTuple):
+    """share: of a step's tokens. read: where step 0 begins."""
+
+    name: str
+    source: Source
+    share: float
+    read: int
+
+
 class TrainingSamples:
-    """The samples of each step.
+    """The samples of each step. A source's stream may have been read before, up to some place; it then goes on there.
 
     Raises `UsageError` when a mixture names a source that is not there, and when the corpus is too small for a step.
     """
 
-    def __init__(self, corpus: Corpus, recipe: Recipe, seed: int) -> None:
-        self._split, self._recipe, self._seed = corpus.train, recipe, seed
+    def __init__(self, corpus: Corpus, recipe: Recipe, seed: int, read: Mapping[str, int] | None = None) -> None:
+        """read: where the stream of each source begins, as `position` of what was trained on before has it."""
+        self._split, self._recipe, self._seed, self._read = corpus.train, recipe, seed, dict(read or {})
         self._prompts = prompts(corpus) if recipe.format == "published" else []
         self._streams = self._mix(corpus, recipe.mixture)
-        self._fewest = sum(int(self._budget * share) // s.longest for s, share in self._streams)
+        self._fewest = sum(int(self._budget * s.share) // s.source.longest for s in self._streams)
         if self._fewest < 1:
             raise UsageError(
                 f"recipe.mixture: a step of {self._budget} tokens can be without a piece of any source; "
@@ -109,7 +119,7 @@ class TrainingSamples:
         """Raw tokens of a step, on average."""
         return self._recipe.piece * self._recipe.pieces
 
-    def _mix(self, corpus: Corpus, mixture: dict[str, float]) -> list[tuple[Source, float]]:
+    def _mix(self, corpus: Corpus, mixture: dict[str, float]) -> list[_Stream]:
         """The sources with their shares of a step's tokens: of `mixture`, or by their size where it is empty."""
         if unknown := sorted(set(mixture) - set(corpus.sources)):
             raise UsageError(f"recipe.mixture: {unknown[0]!r} is not one of {', '.join(corpus.sources)}")
@@ -124,7 +134,8 @@ class TrainingSamples:
                 f"{self._budget}; give more text or lower recipe.pieces"
             )
         weights = {name: mixture.get(name, source.tokens) for name, source in sources.items() if source.tokens}
-        return [(sources[name], weight / sum(weights.values())) for name, weight in weights.items()]
+        whole = sum(weights.values())
+        return [_Stream(name, sources[name], w / whole, self._read.get(name, 0)) for name, w in weights.items()]
 
     def check_parts(self, accumulate: int, ranks: int) -> None:
         """Raise `UsageError` where a step can have fewer pieces than parts."""
@@ -136,15 +147,20 @@ class TrainingSamples:
 
     def raw_tokens(self, steps: int) -> int:
         """Raw tokens seen after `steps` steps."""
-        return sum(s.seen(self._edge(steps, share)) for s, share in self._streams)
+        return sum(s.source.seen(self._edge(steps, s)) - s.source.seen(s.read) for s in self._streams)
 
-    def _edge(self, step: int, share: float) -> int:
+    def position(self, steps: int) -> dict[str, int]:
+        """Where the stream of each source stands after `steps` steps, in tokens from its beginning; also of those that
+        this recipe does not read."""
+        return self._read | {s.name: self._edge(steps, s) for s in self._streams}
+
+    def _edge(self, step: int, stream: _Stream) -> int:
         """Where in a source's stream `step` begins."""
-        return int(step * self._budget * share)
+        return stream.read + int(step * self._budget * stream.share)
 
     def pieces(self, step: int) -> list[Piece]:
         """What is read in `step`, counted from 0."""
-        return [p for s, w in self._streams for p in s.between(self._edge(step, w), self._edge(step + 1, w))]
+        return [p for s in self._streams for p in s.source.between(self._edge(step, s), self._edge(step + 1, s))]
 
     def __call__(self, step: int, rank: int = 0, ranks: int = 1) -> list[Sample]:
         """The samples of `step`, or of the share of it that is `rank`'s."""

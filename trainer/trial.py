@@ -3,14 +3,18 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from search_space.compressor import Size
 from search_space.design import Design
 from trainer.recipe import Recipe
 
-__all__ = ["Diverged", "Heldout", "Interrupted", "OutOfMemory", "Progress", "RungResult", "Stalled", "TrialSpec"]
+__all__ = [
+    *("Diverged", "Interrupted", "OutOfMemory", "Stalled"),
+    *("Evaluation", "Heldout", "Progress", "RungResult", "TrialSpec", "write_json"),
+]
 
 Progress = Callable[[int, int], bool]
 """Called with (step, raw tokens seen) after every step; returning False asks to stop there."""
@@ -34,13 +38,17 @@ class Interrupted(RuntimeError):
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Everything that determines a trial's result. corpus: folder of the corpus."""
+    """Everything that determines a trial's result, but for weights that it begins with.
+
+    corpus: folder of the corpus. read: how far each source was read before, in tokens (see `trainer.stream`).
+    """
 
     design: Design
     size: Size
     recipe: Recipe
     seed: int
     corpus: str
+    read: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,20 @@ class Heldout:
     distance: dict[str, list[tuple[int, float]]]
 
 
+class Evaluation(NamedTuple):
+    """A held-out evaluation on the way: raw tokens seen by then, and the loss per task."""
+
+    step: int
+    tokens: int
+    loss: dict[str, float]
+
+
 @dataclass(frozen=True)
 class RungResult:
     """rung: counted from 1. step, tokens: seen by its end. seconds: of training, over all runs of this trial.
     curve: (raw tokens, mean training loss since the last point, learning-rate factor), from the start.
     recovered: what was wrong with checkpoints that had to be passed over.
+    evaluations: between rungs, where the recipe asks for them.
     """
 
     rung: int
@@ -71,20 +88,14 @@ class RungResult:
     heldout: Heldout
     curve: list[tuple[int, float, float]]
     recovered: list[str]
+    evaluations: list[Evaluation] = field(default_factory=list)
 
     @staticmethod
     def path(folder: Path, rung: int) -> Path:
         return folder / f"rung-{rung}.json"
 
     def save(self, folder: Path) -> None:
-        """Whole or not at all."""
-        path = self.path(folder, self.rung)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with scratch.open("w") as stream:
-            json.dump(asdict(self), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
+        write_json(self.path(folder, self.rung), asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "RungResult":
@@ -93,9 +104,20 @@ class RungResult:
         for task, losses in data["heldout"].distance.items():
             data["heldout"].distance[task] = [(first, loss) for first, loss in losses]
         data["curve"] = [(tokens, loss, rate) for tokens, loss, rate in data["curve"]]
+        data["evaluations"] = [Evaluation(*entry) for entry in data.get("evaluations", [])]
         return cls(**data)
 
     @classmethod
     def load_all(cls, folder: Path) -> "list[RungResult]":
         """The rungs a trial has reached, in order."""
         return sorted((cls.load(p) for p in folder.glob("rung-*.json")), key=lambda r: r.rung)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Whole or not at all."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with scratch.open("w") as stream:
+        json.dump(data, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(scratch, path)

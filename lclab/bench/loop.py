@@ -18,7 +18,7 @@ from search_space.errors import UsageError
 from search_space.layout import Batch
 from trainer.corpus import Corpus
 from trainer.module import CompressorModule
-from trainer.recipe import Recipe, Stage, precision_of
+from trainer.recipe import Lesson, Recipe, precision_of
 from trainer.stream import Microbatches, TrainingSamples
 
 __all__ = ["SEED", "Loop", "Work", "clock_of"]
@@ -56,7 +56,7 @@ class Work:
 
     def measured(self) -> Recipe:
         """The recipe at its last span, with a first rung of these steps and as little around them as can be."""
-        span = [Stage(1.0, self.recipe.curriculum[-1].span)]
+        span = [Lesson(1.0, self.recipe.curriculum[-1].span)]
         own = {"rungs": [1 / _RUNGS, 1.0], "curriculum": span, "checkpoint_every": self.total, "documents": 2}
         return replace(self.recipe, steps=_RUNGS * self.total, **own)
 

@@ -26,7 +26,7 @@ from search_space.errors import UsageError
 from search_space.space import Space
 from search_space.transformer import Shape
 from sweeps.config import SweepConfig, dump
-from trainer.recipe import Recipe, Stage
+from trainer.recipe import Lesson, Recipe
 
 __all__ = ["CONFIG", "TABLE", "Recorded", "record"]
 
@@ -51,7 +51,7 @@ CONFIG = SweepConfig(
         rungs=[0.25, 0.5, 1.0],
         piece=32,
         pieces=12,
-        curriculum=[Stage(0.4, 16), Stage(1.0, 32)],
+        curriculum=[Lesson(0.4, 16), Lesson(1.0, 32)],
     ),
 )
 """What was recorded: 60 designs that train in 6 seconds, on the sources of Python's standard library."""

@@ -28,11 +28,11 @@ from search_space.design import MASKS, Design
 from search_space.errors import UsageError
 from search_space.layout import Batch, Sample, lay_out
 from search_space.loss import CHUNK_BYTES
-from search_space.memory import Optimizer, Precision, training_memory
+from search_space.memory import PARTS, Optimizer, Part, Precision, skeleton, training_memory
 from search_space.transformer import Shape
 from tests.search_space.cases import SHARED, SPECIALS, designs, make
 from trainer.module import CompressorModule
-from trainer.optim import OptimConfig
+from trainer.optim import OptimConfig, PartConfig
 from trainer.parallel import Parallel
 from trainer.recipe import Recipe
 
@@ -75,7 +75,7 @@ def steps(design: Design, size: Size, samples: list[Sample]) -> Batch:
 
 
 def measured(
-    design: Design, size: Size, batch: Batch, precision: Precision, optimizer: Optimizer, checkpointed: bool
+    design: Design, size: Size, batch: Batch, precision: Precision, config: OptimConfig, checkpointed: bool
 ) -> int:
     """Peak bytes (see the head of this file)."""
     gc.collect()  # a release of what an earlier step left would count against this one
@@ -91,9 +91,7 @@ def measured(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        module = CompressorModule(
-            design, size, Recipe(optim=OptimConfig(optimizer)), seed=0, parallel=Parallel(recompute=checkpointed)
-        )
+        module = CompressorModule(design, size, Recipe(optim=config), seed=0, parallel=Parallel(recompute=checkpointed))
         trainer.fit(module, repeat(batch))
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
@@ -107,12 +105,14 @@ def check(
     optimizer: Optimizer = "muon",
     checkpointed: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
+    trained: frozenset[Part] = PARTS,
 ) -> None:
     batch = steps(design, size, samples)
-    expected = training_memory(design, size, batch, precision, optimizer, checkpointed, chunk_bytes)
+    expected = training_memory(design, size, batch, precision, optimizer, checkpointed, chunk_bytes, trained)
+    frozen = {part: PartConfig(0.0, 0.0) for part in PARTS - trained}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Compressor, "loss", partialmethod(Compressor.loss, chunk_bytes=chunk_bytes))
-        real = measured(design, size, batch, precision, optimizer, checkpointed)
+        real = measured(design, size, batch, precision, OptimConfig(optimizer, **frozen), checkpointed)
     assert expected == pytest.approx(real, rel=0.02)
 
 
@@ -192,6 +192,38 @@ def test_checkpointed_layers(precision: Precision) -> None:
         usual = training_memory(design, size, batch, precision)
         assert training_memory(design, size, batch, precision, checkpointed=True) < 0.8 * usual
         check(design, size, RAGGED, precision, checkpointed=True)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("trained", "precision"),
+    [
+        ({"adapter"}, "bf16-mixed"),
+        ({"adapter"}, "32-true"),
+        ({"adapter", "encoder"}, "bf16-mixed"),
+        ({"decoder"}, "32-true"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(sorted(value)),
+)
+def test_frozen_parts(trained: set[Part], precision: Precision, checkpointed: bool) -> None:
+    """They have neither gradients nor optimizer state, and keep less for the backward pass, or nothing."""
+    design, batch = Design.parse("mean-w32-causal-mlp-O0-n8"), steps(Design(ratio=8, window=32), APART, RAGGED)
+    of = [training_memory(design, APART, batch, precision, trained=t) for t in (frozenset(trained), PARTS)]
+    assert of[0] < 0.95 * of[1]
+    check(design, APART, RAGGED, precision, "adamw", checkpointed, trained=frozenset(trained))
+
+
+def test_attention_of_a_gpu_keeps_bfloat16() -> None:
+    """Queries, keys, values and what comes of them in half as many bytes, and no more of anything."""
+    design = Design.parse("uncompressed")
+    samples = [make("continue", 64, (32,), document=i) for i in range(2)]
+    batch, bones = lay_out(samples, design, SPECIALS, "consecutive", groups=False), skeleton(design, SMALL)
+    alone = replace(batch, rows=replace(batch.rows, alone=True))
+    there, here = (bones.saved(alone, "bf16-mixed", gpu=gpu).total for gpu in (True, False))
+    shape = SMALL.decoder
+    kept = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_width * batch.token_RT.numel() * shape.layers
+    assert there == pytest.approx(here - 2 * kept, rel=0.1) and there < here
+    assert bones.saved(alone, "32-true", gpu=True).total == bones.saved(alone, "32-true").total
 
 
 class _Gated(Pooling):

@@ -20,7 +20,7 @@ from tests.tiny import SIZE
 from trainer.optim import OptimConfig
 from trainer.prepare import CorpusConfig, prepare
 from trainer.pretrain import pretrain
-from trainer.recipe import Recipe, Stage
+from trainer.recipe import Lesson, Recipe
 from trainer.tokenizer import SMALLEST_VOCAB
 from trainer.trial import RungResult, TrialSpec
 
@@ -33,7 +33,7 @@ _RECIPE = Recipe(
     rungs=[0.5, 1.0],
     piece=64,
     pieces=3,
-    curriculum=[Stage(0.5, 32), Stage(1.0, 64)],
+    curriculum=[Lesson(0.5, 32), Lesson(1.0, 64)],
     continuation=0.3,
     documents=6,
     precision="32-true",

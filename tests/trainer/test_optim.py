@@ -86,6 +86,7 @@ def test_a_schedule_reaches_both_parts() -> None:
 
 def groups_of(model: Compressor, config: OptimConfig) -> dict[str, dict[str, Any]]:
     """The group of each trained weight, by its name."""
+    optim.freeze(model, config)
     of_id = {id(w): group for group in optim.build(model, config).param_groups for w in group["params"]}
     return {name: of_id[id(w)] for name, w in model.named_parameters() if id(w) in of_id}
 
@@ -119,7 +120,7 @@ def test_a_part_of_rate_0_is_frozen(kind: Literal["muon", "adamw"]) -> None:
     trained = {name for name, w in model.named_parameters() if w.requires_grad}
     assert groups.keys() == trained == {n for n, _ in model.named_parameters() if n.startswith("adapter.")}
     with pytest.raises(UsageError, match="nothing to train"):
-        optim.build(model, OptimConfig(kind, encoder=frozen, adapter=frozen, decoder=frozen))
+        optim.freeze(model, OptimConfig(kind, encoder=frozen, adapter=frozen, decoder=frozen))
 
 
 def test_the_rule_keeps_decay_per_step() -> None:

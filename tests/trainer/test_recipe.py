@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from search_space.errors import UsageError
 from trainer.optim import OptimConfig
-from trainer.recipe import Recipe, Stage
+from trainer.recipe import Lesson, Recipe
 
 
 @given(steps=st.integers(4, 2000), decay=st.floats(0.0, 1.0), middle=st.floats(0.3, 0.7))
@@ -63,7 +63,7 @@ def test_one_rung_can_be_the_published_cosine(step: int) -> None:
 
 
 def test_curriculum_changes_where_it_says() -> None:
-    recipe = Recipe(steps=10, curriculum=[Stage(0.4, 8), Stage(1.0, 32)])
+    recipe = Recipe(steps=10, curriculum=[Lesson(0.4, 8), Lesson(1.0, 32)])
     assert [recipe.span_at(s) for s in range(10)] == [8] * 4 + [32] * 6
 
 
@@ -77,7 +77,7 @@ def test_curriculum_changes_where_it_says() -> None:
         ({"rungs": [0.5]}, "recipe.rungs"),
         ({"rungs": [0.9, 0.5, 1.0]}, "recipe.rungs"),
         ({"steps": 1, "rungs": [0.5, 1.0]}, "recipe.rungs"),
-        ({"curriculum": [Stage(1.0, 0)]}, "recipe.curriculum"),
+        ({"curriculum": [Lesson(1.0, 0)]}, "recipe.curriculum"),
         ({"checkpoint_every": 0}, "recipe.checkpoint_every"),
     ],
 )
