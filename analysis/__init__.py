@@ -6,6 +6,8 @@ weighted sum of designs), `axes` (what a choice does over all designs, and which
 and `importance`, `gains` (who differs from the controls) and `distance` (how far behind a span), `pareto` (loss
 against cost), `rungs` (how much an early rung tells), `noise` (which loss decides soonest), `following` (what to run
 next), `rates` (what one learning rate for all costs), `statements`, `summary` and `unsaid` (the same for people).
+Beyond one sweep: `powerlaw` and `ladder` (losses and gaps at a size that nobody has trained; `gapline`, `levels`), and
+`gate` (whether a design may be promoted).
 """
 
 from analysis.axes import AxisEffect, Interaction

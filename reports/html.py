@@ -21,13 +21,21 @@ from reports import curves, designs, findings, forest, scatter
 from reports.about import About
 from reports.figures import VERDICTS, Figure, colours
 from reports.grid import Grid, change, changes
+from reports.ladder import Section
 
 __all__ = ["render"]
 
 
-def render(analysis: Analysis, trials: pd.DataFrame, points: pd.DataFrame, about: About) -> str:
-    """The page of a sweep from its analysis, its table and its curves. The same input gives the same bytes."""
-    figures = {name: figure for name, figure in _figures(analysis, trials, points).items() if figure}
+def render(
+    analysis: Analysis, trials: pd.DataFrame, points: pd.DataFrame, about: About, promotion: Section | None = None
+) -> str:
+    """The page of a sweep from its analysis, its table and its curves. The same input gives the same bytes.
+
+    promotion: the ladder and the decision, which a page without them says nothing of.
+    """
+    promotion = promotion or Section()
+    drawn = {"ladder": promotion.figure} | _figures(analysis, trials, points)
+    figures = {name: figure for name, figure in drawn.items() if figure}
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=True,
@@ -41,7 +49,8 @@ def render(analysis: Analysis, trials: pd.DataFrame, points: pd.DataFrame, about
         about=about,
         analysis=analysis,
         metric=words.METRIC_NAMES[analysis.metric],
-        grids=_grids(analysis, trials, about),
+        grids=_grids(analysis, trials, about) | promotion.grids,
+        promotion=promotion,
         missing_gains=sorted({gain.reason for gain in analysis.gains if gain.reason}),
         most=forest.MOST,
         tested=sum(e.role == "arm" and e.low is not None for e in analysis.comparison.effects),
@@ -49,7 +58,7 @@ def render(analysis: Analysis, trials: pd.DataFrame, points: pd.DataFrame, about
         linked=bool(last["mlflow_run"].notna().any()),
         cost=_cost(last),
         figures=figures,
-        alternatives=_alternatives(analysis),
+        alternatives=_alternatives(analysis) | {"ladder": promotion.alternative},
         figure_data=_embedded(figures),
         fronts=[front.cost for front in analysis.fronts],
         legend=curves.legend(analysis, trials[trials["role"] != "rate"]),

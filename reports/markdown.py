@@ -1,8 +1,11 @@
 """The report for a pull request: verdict, statements, and the tables that decide."""
 
+from collections.abc import Sequence
+
 from analysis import Analysis
 from reports import designs, findings
 from reports.grid import Cell, Grid
+from reports.ladder import Section
 
 __all__ = ["markdown", "table"]
 
@@ -13,8 +16,8 @@ DESIGNS = (
 )
 
 
-def markdown(analysis: Analysis, name: str = "") -> str:
-    """Of the sweep `name`; what cannot be said comes last."""
+def markdown(analysis: Analysis, name: str = "", promotion: Section | None = None) -> str:
+    """Of the sweep `name`, with its promotion if there is one; what cannot be said comes last."""
     losses = "Held-out losses in nats per token, geometric means over seeds."
     average = "Changes of the loss in percent, averaged over the other axes."
     worth = "Worth: nats per token by which the final choice is expected to improve."
@@ -26,12 +29,29 @@ def markdown(analysis: Analysis, name: str = "") -> str:
     )
     parts = [f"## Sweep {_escaped(name)}"] if name else []
     parts += [f"**{_escaped(analysis.learnt)}**", "\n".join(f"- {_escaped(said)}" for said in analysis.statements)]
+    parts += _promotion(promotion) if promotion else []
     for title, note, grid in sections:
         if grid.lines:
             parts += [f"### {title}", note, table(grid)]
     if analysis.unsaid:
         parts += ["### What cannot be said", "\n".join(f"- {_escaped(reason)}." for reason in analysis.unsaid)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _promotion(found: Section) -> list[str]:
+    parts = []
+    if found.headline:
+        facts = [f"{name}: {value}" for name, value in found.facts]
+        parts += ["### Promotion", f"**{_escaped(found.headline)}**"]
+        parts += [_bullets("Against it: ", found.reasons, "."), _bullets("", found.notes, "."), _bullets("", facts)]
+    if found.said:
+        parts += ["### The ladder to the target", _bullets("", found.said)]
+        parts += [table(grid) for grid in reversed(found.grids.values())]
+    return parts
+
+
+def _bullets(start: str, texts: Sequence[str], end: str = "") -> str:
+    return "\n".join(f"- {start}{_escaped(text)}{end}" for text in texts)
 
 
 def table(grid: Grid) -> str:

@@ -4,17 +4,24 @@ import os
 from pathlib import Path
 
 from analysis import Analysis, analyse
+from analysis.gate import Decision
+from analysis.ladder import Ladder
 from analysis.table import CURVES, load, to_frame
 from reports.about import About
 from reports.html import render
+from reports.ladder import ladder_section
 from reports.markdown import markdown
 from search_space.errors import UsageError
 
 __all__ = ["write"]
 
 
-def write(folder: Path, about: About | None = None) -> tuple[Analysis, list[Path]]:
+def write(
+    folder: Path, about: About | None = None, ladder: Ladder | None = None, decision: Decision | None = None
+) -> tuple[Analysis, list[Path]]:
     """Analyse the sweep in `folder` and write both files, each whole or not at all; the curves may be missing.
+
+    ladder, decision: of its promotion, where there is one.
 
     Raises `UsageError` if `trials.parquet` is missing or unreadable.
     """
@@ -26,9 +33,10 @@ def write(folder: Path, about: About | None = None) -> tuple[Analysis, list[Path
     points = load(curves, CURVES) if curves.exists() else to_frame([], CURVES)
     about = about or About(folder.name, command=f"lclab sweep run {folder.name}")
     analysis = analyse(trials)
+    promotion = ladder_section(ladder, decision)
     pages = {
-        "report.html": render(analysis, trials, points, about),
-        "report.md": markdown(analysis, about.name),
+        "report.html": render(analysis, trials, points, about, promotion),
+        "report.md": markdown(analysis, about.name, promotion),
     }
     for name, text in pages.items():
         temporary = folder / f".{name}.{os.getpid()}.tmp"
