@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lclab.commands import bench, data, demo, report, space, sweep, train, ui
+from lclab.commands import bench, data, demo, export, launch, promote, report, space, sweep, train, ui
 from search_space.errors import UsageError
 
 __all__ = ["app", "main"]
@@ -16,6 +16,9 @@ app.command("space")(space.space)
 app.command("train")(train.train)
 app.add_typer(sweep.app, name="sweep")
 app.command("report")(report.report)
+app.command("promote")(promote.promote)
+app.command("launch")(launch.launch)
+app.command("export")(export.export)
 app.command("ui")(ui.ui)
 app.add_typer(bench.app, name="bench")
 

@@ -6,19 +6,36 @@ import subprocess
 from pathlib import Path
 
 from analysis import Analysis
+from analysis.gate import Decision
+from analysis.ladder import Ladder
 from reports.about import About
 from reports.write import write
 from sweeps.home import Home, SweepFolder, hide
 
-__all__ = ["make_report"]
+__all__ = ["make_report", "read_ladder"]
 
 ROOT = Path(__file__).parents[1]
 
 
 def make_report(folder: SweepFolder) -> tuple[Analysis, list[Path]]:
     """Write `report.html` and `report.md`; returns the analysis that they show, and the files worth keeping."""
-    analysis, pages = write(folder.path, _about(folder))
+    ladder, _, decision = read_ladder(folder)
+    analysis, pages = write(folder.path, _about(folder), ladder, decision)
     return analysis, [*pages, folder.table]
+
+
+def read_ladder(folder: SweepFolder) -> tuple[Ladder | None, str, Decision | None]:
+    """The ladder of a sweep as seen from the run that was decided on, else from the published one; why there is none;
+    and the decision."""
+    if not (folder.path / "ladder.json").exists() and not (folder.path / "promotion").exists():
+        return None, "", None
+    from sweeps.promote import default_target, ladder_of, read_decision
+
+    home = Home(folder.path.parent).saved(folder.path.name)
+    decided = read_decision(folder)
+    target = decided[1] if decided else default_target(home, folder.path.name)
+    ladder, trouble = ladder_of(home, folder.path.name, target)
+    return ladder, trouble, decided[0] if decided else None
 
 
 def _about(folder: SweepFolder) -> About:

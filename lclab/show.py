@@ -8,13 +8,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis import Analysis
+from analysis.gate import Decision
+from analysis.ladder import Ladder
 from analysis.words import METRIC_NAMES, count, joined, number
 from lclab.live import describe
 from reports.designs import LOSSES, designs
 from reports.findings import UNTESTED
+from reports.ladder import ladder_section
 from sweeps.status import Status
 
-__all__ = ["show_analysis", "show_status"]
+__all__ = ["show_analysis", "show_ladder", "show_status"]
 
 # Around the losses; the report has them all.
 FIRST = ["design", "verdict", "seeds", "rung"]
@@ -67,3 +70,20 @@ def show_status(console: Console, status: Status) -> None:
         rung = f"{t.rung}/{status.rungs}"
         table.add_row(str(t.number), t.design, str(t.seed), t.role, escape(t.reason or t.state), rung, value)
     console.print(table)
+
+
+def show_ladder(console: Console, ladder: Ladder | None, trouble: str, decision: Decision | None = None) -> None:
+    """Its tables and sentences, or why there is none."""
+    section = ladder_section(ladder, decision)
+    if section is None or ladder is None:
+        console.print(f"No ladder: {escape(trouble)}.", soft_wrap=True)
+        return
+    for grid in section.grids.values():
+        table = Table(title=grid.name, title_justify="left", box=SIMPLE)
+        for i, column in enumerate(grid.columns):
+            table.add_column(column.name, justify="left" if i < 1 else "right", overflow="fold")
+        for line in grid.lines:
+            table.add_row(*(escape(cell.text) for cell in line.cells))
+        console.print(table)
+    for sentence in section.said:
+        console.print(f"• {escape(sentence)}", highlight=False, soft_wrap=not console.is_terminal)

@@ -1,5 +1,10 @@
-"""One trial on several devices or nodes of a Ray cluster, by Ray Train. Every rung starts its ranks anew."""
+"""One trial, or a plan's stages, on several devices or nodes of a Ray cluster, by Ray Train.
 
+A trial starts its ranks anew for every rung; a plan's ranks train all of its stages. Whoever calls starts them again
+after a fault, since what a fault is worth is for the caller to say.
+"""
+
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +18,12 @@ from ray.train.torch import TorchTrainer, get_device
 
 from search_space.errors import UsageError
 from trainer.parallel import Parallel
+from trainer.plan import Plan
 from trainer.pretrain import pretrain
+from trainer.stages import run_stages, stage_folder
 from trainer.trial import Diverged, Interrupted, OutOfMemory, Progress, RungResult, Stalled, TrialSpec
 
-__all__ = ["RankDied", "pretrain_on_ray"]
+__all__ = ["RankDied", "pretrain_on_ray", "run_stages_on_ray"]
 
 _OWN = (UsageError, Diverged, OutOfMemory, Interrupted, Stalled)  # what `pretrain` raises on purpose
 _LOST_TOUCH = ("gloo", "NCCL", "Connection reset", "Connection closed")  # what the others say of a rank that ended
@@ -42,19 +49,44 @@ def pretrain_on_ray(
     keeps up with, and says whether to go on.
     Raises what `pretrain` raises, also `Interrupted` with a checkpoint written, and `RankDied`.
     """
+    config = {"spec": spec, "folder": str(folder.resolve()), "rung": rung, "listener": listener}
+    _train(_rank, config, parallel, threads, gpus, f"rung-{rung}")
+    return RungResult.load(RungResult.path(folder, rung))
+
+
+def run_stages_on_ray(
+    plan: Plan, folder: Path, threads: int = 1, gpus: float | None = None, listener: ActorHandle | None = None
+) -> list[RungResult]:
+    """`trainer.stages.run_stages` with one Ray Train worker per rank of `plan.parallel`; as `pretrain_on_ray`.
+
+    The listener is told of the steps of all stages.
+    """
+    config = {"plan": plan, "folder": str(folder.resolve()), "listener": listener}
+    _train(_stages_rank, config, plan.parallel, threads, gpus, plan.name)
+    places = (stage_folder(folder, number, stage) for number, stage in enumerate(plan.stages))
+    return [RungResult.load(RungResult.path(place, 1)) for place in places]
+
+
+def _train(
+    rank: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    parallel: Parallel,
+    threads: int,
+    gpus: float | None,
+    name: str,
+) -> None:
+    """Run `rank` on every rank. Raises what it raises, and `RankDied`."""
     gpus = float(torch.cuda.is_available()) if gpus is None else gpus
-    config: dict[str, Any] = {"spec": spec, "folder": str(folder.resolve()), "rung": rung}
-    config |= {"parallel": asdict(parallel), "threads": threads, "listener": listener}
+    config |= {"parallel": asdict(parallel), "threads": threads}
     resources = {"CPU": threads} | ({"GPU": gpus} if gpus else {})
     scaling: Any = ScalingConfig(num_workers=parallel.ranks, use_gpu=gpus > 0, resources_per_worker=resources)
-    run: Any = RunConfig(name=f"rung-{rung}", storage_path=str(folder.resolve() / "ray"))
+    run: Any = RunConfig(name=name, storage_path=f"{config['folder']}/ray")
     try:
-        TorchTrainer(_rank, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
+        TorchTrainer(rank, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
     except WorkerGroupError as error:
         raise _cause(list(error.worker_failures.values())) from error
     except ControllerError as error:
         raise RankDied(" ".join(str(error.controller_failure).split())) from error
-    return RungResult.load(RungResult.path(folder, rung))
 
 
 def _cause(failures: list[Exception]) -> Exception:
@@ -69,10 +101,26 @@ def _cause(failures: list[Exception]) -> Exception:
 
 
 def _rank(config: dict[str, Any]) -> None:
-    torch.set_num_threads(config["threads"])
-    parallel, leads = Parallel(**config["parallel"]), get_context().get_world_rank() == 0
-    told = _telling(config["listener"]) if leads and config["listener"] else lambda step, tokens: True
+    told, parallel = _prepare(config)
     pretrain(config["spec"], Path(config["folder"]), config["rung"], told, parallel, get_device())
+
+
+def _stages_rank(config: dict[str, Any]) -> None:
+    told, parallel = _prepare(config)
+    plan = config["plan"]
+
+    def watch(stage: int, step: int, tokens: int) -> bool:
+        return told(sum(s.steps for s in plan.stages[:stage]) + step, tokens)
+
+    run_stages(plan, Path(config["folder"]), watch, get_device(), parallel)
+
+
+def _prepare(config: dict[str, Any]) -> tuple[Progress, Parallel]:
+    """Of a rank's process: who is told of its steps, and how ranks share the work."""
+    torch.set_num_threads(config["threads"])
+    leads = get_context().get_world_rank() == 0
+    told = _telling(config["listener"]) if leads and config["listener"] else lambda step, tokens: True
+    return told, Parallel(**config["parallel"])
 
 
 def _telling(listener: ActorHandle) -> Progress:

@@ -16,12 +16,14 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from analysis import Analysis, Row
+from analysis.gate import Decision, winning
 from analysis.table import comparable
 from analysis.words import interval, number, signed
 
-__all__ = ["ALIAS", "Winner", "register", "winner"]
+__all__ = ["ALIAS", "PROMOTED", "Winner", "register", "register_decision", "winner"]
 
 ALIAS = "candidate"
+PROMOTED = "promoted"
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,18 @@ class Winner:
 
 def winner(analysis: Analysis, frame: pd.DataFrame) -> Winner | None:
     """The lowest loss at the last rung, of baseline and arms within the limits; None where none got there."""
-    own = frame[frame["role"].isin(["baseline", "arm"])]
-    rungs = int(own["rungs"].max()) if len(own) else 0
-    fit = (row for row in analysis.rows if row.role in ("baseline", "arm") and "infeasible" not in row.state)
-    row = next(fit, None)
-    if row is None or row.rung != rungs:
+    row = winning(analysis, frame)
+    if row is None:
         return None
-    usable = comparable(own, analysis.metric)
-    trials = usable.loc[(usable["design"] == row.design) & (usable["rung"] == rungs), "trial"]
-    return Winner(int(trials.min()), _evidence(analysis, row, own["trial"].nunique()), _sentence(analysis, row))
+    own = frame[frame["role"].isin(["baseline", "arm"])]
+    trial = _stands_for(row.design, own, analysis.metric)
+    return Winner(trial, _evidence(analysis, row, own["trial"].nunique()), _sentence(analysis, row))
+
+
+def _stands_for(design: str, own: pd.DataFrame, metric: str) -> int:
+    """The first of a design's trials that came to the last rung."""
+    usable = comparable(own, metric)
+    return int(usable.loc[(usable["design"] == design) & (usable["rung"] == own["rungs"].max()), "trial"].min())
 
 
 def _evidence(analysis: Analysis, row: Row, trials: int) -> dict[str, str]:
@@ -79,6 +84,43 @@ def register(client: MlflowClient, sweep: str, won: Winner, run: Run, more: Mapp
 
     Repeatable: a version of that run which is the newest already is kept, and its evidence brought up to date.
     """
+    version = _version(client, sweep, won, run, more)
+    client.set_registered_model_alias(sweep, ALIAS, version)
+
+
+def register_decision(
+    client: MlflowClient, sweep: str, decision: Decision, frame: pd.DataFrame, more: Mapping[str, str]
+) -> bool:
+    """Keep a decision as tags of a version of its design, which has the alias `promoted` unless it was refused.
+
+    False where the design's trial is not in MLflow.
+    """
+    own = frame[frame["role"].isin(["baseline", "arm"])]
+    usable = comparable(own, decision.metric)
+    of_design = usable[(usable["design"] == decision.design) & usable["mlflow_run"].notna()]
+    if of_design.empty:
+        return False
+    first = of_design.sort_values(["rung", "trial"], ascending=[False, True]).iloc[0]
+    told = {name: value for name, value in vars(decision).items() if isinstance(value, (str, int, float))}
+    told |= {"reasons": "; ".join(decision.reasons)}
+    if decision.prediction:
+        told |= {f"predicted_{name}": getattr(decision.prediction, name) for name in ("loss", "low", "high", "turned")}
+    evidence = {f"promotion.{name}": str(value) for name, value in told.items() if value not in (None, "")}
+    sentence = f"{decision.status}: {decision.design}" + (f" ({told['reasons']})" if decision.reasons else "")
+    won = Winner(int(first["trial"]), evidence, sentence)
+    version = _version(client, sweep, won, client.get_run(str(first["mlflow_run"])), more, decision.design)
+    if decision.status != "refused":
+        client.set_registered_model_alias(sweep, PROMOTED, version)
+    return True
+
+
+def _version(
+    client: MlflowClient, sweep: str, won: Winner, run: Run, more: Mapping[str, str], keep: str | None = None
+) -> str:
+    """The newest version of `sweep`, if it is of `run`, else a new one; brought up to date.
+
+    keep: what the version is of, where it keeps what it says already.
+    """
     try:
         client.create_registered_model(sweep, {"lclab.sweep": sweep}, f"Winners of the sweep {sweep}, by `lclab`.")
     except MlflowException as error:
@@ -88,13 +130,14 @@ def register(client: MlflowClient, sweep: str, won: Winner, run: Run, more: Mapp
     newest = client.search_model_versions(f"name = '{sweep}'", max_results=1, order_by=["version_number DESC"])
     if newest and newest[0].run_id == run.info.run_id:
         version = newest[0]
-        for name in version.tags.keys() - tags.keys():
-            client.delete_model_version_tag(sweep, version.version, name)
+        for name in version.tags.keys() - tags.keys() if keep is None else ():
+            if not name.startswith("promotion."):
+                client.delete_model_version_tag(sweep, version.version, name)
         for name, value in tags.items() - version.tags.items():
             client.set_model_version_tag(sweep, version.version, name, value)
-        if version.description != won.description:
+        if keep is None and version.description != won.description:
             client.update_model_version(sweep, version.version, won.description)
     else:
         source = str(run.info.artifact_uri)
         version = client.create_model_version(sweep, source, run.info.run_id, tags, description=won.description)
-    client.set_registered_model_alias(sweep, ALIAS, version.version)
+    return version.version

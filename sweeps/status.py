@@ -37,6 +37,12 @@ class Status:
     snapshot: Snapshot
     trials: list[TrialStatus]
 
+    @property
+    def unfinished(self) -> int:
+        """Trials that have not ended, those included that have not begun."""
+        states = self.snapshot.states
+        return max(0, self.snapshot.trials - sum(states.values()) + states.get("running", 0))
+
 
 def read_status(home: Home, name: str) -> Status:
     """Raises `UsageError` where there is no such sweep."""

@@ -9,10 +9,7 @@ Every name of a param, metric, tag and artifact is in docs/mlflow.md. What is sh
 `pages`, the winner in `registry`.
 """
 
-import getpass
-import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
@@ -20,19 +17,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.utils.git_utils import get_git_commit
+from mlflow.entities import Metric, Param, Run, RunTag
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from analysis import Analysis
 from search_space.cost import Cost
 from search_space.design import Design
 from sweeps import pages, registry
 from sweeps.config import SweepConfig
-from sweeps.home import Home, hide, setting_up
+from sweeps.home import Home
 from sweeps.ledger import Ledger
+from sweeps.mlflow_server import (
+    EXPERIMENT_TAGS,
+    FAULTS,
+    LARGEST_BATCH,
+    connect,
+    dataset,
+    first_line,
+    provenance,
+    settle,
+)
 from sweeps.study import state_of
 from trainer.corpus import Corpus
 from trainer.trial import RungResult
@@ -46,14 +50,6 @@ STATUS = {
     TrialState.FAIL: "FAILED",
 }
 UNFINISHED = "SCHEDULED"  # a trial or sweep that waits for the next driver
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens its view for chat traces
-FAULTS = (MlflowException, OSError, SQLAlchemyError)  # of the server, or of the way to it
-LARGEST_BATCH = 1000  # metrics, or runs, that MLflow takes at once
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # what does not get through is drawn again later
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends, in the middle of --json
-}
 _log = logging.getLogger(__name__)
 
 
@@ -61,15 +57,10 @@ class MlflowView:
     """Shows `ledger` in MLflow. Faults of the tracking server are logged and made up for by the next update."""
 
     def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        settle()
         self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
         self._config: SweepConfig = ledger.config
-        self._about = {"mlflow.source.name": "lclab sweep run", "mlflow.source.type": "LOCAL"}
-        self._about["mlflow.source.git.commit"] = get_git_commit(str(Path(__file__).parent)) or "unknown"
-        self._about["mlflow.user"] = _user()
+        self._about = provenance("lclab sweep run")
         self._cost = cache(self._config.cost)
         self._runs: dict[int, str] = {}
         self._noted: dict[int, str] = {}  # in the sweep's folder
@@ -82,8 +73,7 @@ class MlflowView:
     @cached_property
     def client(self) -> MlflowClient:
         """Made at the first use, when Ray's workers are on their way: it takes seconds to make a new database."""
-        with setting_up(self._home.tracking_url):
-            return MlflowClient(tracking_uri=self._home.tracking_url)
+        return connect(self._home)
 
     def update(self, numbers: Iterable[int]) -> None:
         """Bring these trials, and any that are behind, up to date."""
@@ -97,7 +87,7 @@ class MlflowView:
                 self._home.sweep(self._config.name).note_runs(self._experiment, self._runs)
                 self._noted = dict(self._runs)
         except FAULTS as error:
-            _log.warning("MLflow is behind by %d trials: %s", len(self._behind), _first_line(error))
+            _log.warning("MLflow is behind by %d trials: %s", len(self._behind), first_line(error))
 
     def close(self, analysis: Analysis, frame: pd.DataFrame, artifacts: list[Path]) -> None:
         """The sweep has ended, or waits for its next driver: what `analysis` makes of its table, on the parent run.
@@ -118,7 +108,7 @@ class MlflowView:
             for run in [self._parent, *(self._run(t) for t in unfinished if t.state == TrialState.RUNNING)]:
                 self.client.update_run(run, UNFINISHED)
         except FAULTS as error:
-            _log.warning("MLflow was not told that the sweep ended: %s", _first_line(error))
+            _log.warning("MLflow was not told that the sweep ended: %s", first_line(error))
 
     def _judge(self, analysis: Analysis, frame: pd.DataFrame) -> None:
         """What the sweep has come to, on the parent run, on the trials of each arm and in the registry."""
@@ -210,7 +200,7 @@ class MlflowView:
         self.client.log_batch(run, params=[Param(k, str(v)) for k, v in params.items()])
         self.client.log_text(run, self._resolved, "sweep.yaml")
         self.client.log_dict(run, {"trial": trial.number, **params}, "trial.yaml")
-        self.client.log_inputs(run, [self._dataset()])
+        self.client.log_inputs(run, [dataset(self._corpus)])
         self._runs[trial.number] = run
         return run
 
@@ -234,13 +224,6 @@ class MlflowView:
         tags |= {"state": now[0], "rung": now[1]}  # with the last call: they say that all of this is there
         self._log(run, [], {f"lclab.{k}": str(v) for k, v in tags.items()})
         self._shown[trial.number] = now
-
-    def _dataset(self) -> DatasetInput:
-        manifest = self._corpus.manifest
-        source = json.dumps({"source": manifest["config"]["source"], "folder": str(self._corpus.folder)})
-        profile = json.dumps(manifest["counts"])
-        dataset = Dataset(manifest["name"], manifest["hash"][:12], "local", source, profile=profile)
-        return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def _metrics(trial: FrozenTrial, results: list[RungResult], metric: str) -> Iterator[Metric]:
@@ -279,18 +262,6 @@ def _costs(cost: Cost, start: int) -> Iterator[Metric]:
         yield Metric(name, float(value), start, 0)
 
 
-def _user() -> str:
-    """Of this process; in a container its number may have no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
 def _milliseconds(trial: FrozenTrial) -> int:
     assert trial.datetime_start is not None
     return int(trial.datetime_start.timestamp() * 1000)
-
-
-def _first_line(error: Exception) -> str:
-    return hide(str(error).splitlines()[0]) if str(error) else type(error).__name__

@@ -5,7 +5,7 @@ option answer at once.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,6 +59,57 @@ def run(
     if outcome.stopped:
         console.print(f"\nStopped; nothing is lost. Continue with: [bold]{again}[/]", soft_wrap=True)
         raise typer.Exit(1 if outcome.trouble else 130)
+
+
+@app.command("ladder")
+def ladder(
+    name: Name,
+    top: Annotated[int, typer.Option(min=1, help="Best designs of the sweep, beside its baseline.")] = 2,
+    design: Annotated[list[str] | None, typer.Option(help="These designs in their place; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(help="Of every design on every level.")] = 3,
+    sizes: Annotated[str, typer.Option(help="Factors on the sweep's widths; squared, on steps.")] = "0.5,1,2",
+    workers: Annotated[int, typer.Option(help="Trials at a time.", show_default="the sweep's")] = 0,
+    home: HomePath = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Train a sweep's best designs at several sizes and budgets, or continue: what will hold at full scale?"""
+    from sweeps.ladder import note_levels, plan_ladder
+
+    place = Home(home)
+    plan = plan_ladder(place, name, top, seeds, _factors(sizes), design or [])
+    from lclab.live import Live
+    from lclab.reporting import make_report, read_ladder
+    from lclab.show import show_ladder
+    from sweeps.run import run_sweep
+
+    console = make_console(stderr=as_json)
+    again = f"The same command continues: lclab sweep ladder {name}{_home(home)}"
+    note_levels(place, name, plan)
+    for level in plan.levels:
+        level = replace(level, workers=workers or level.workers)
+        try:
+            with Live(console, level) as live:
+                outcome = run_sweep(level, place, make_report, live.say, live.watch)
+        except KeyboardInterrupt:
+            console.print(f"\nStopped. {again}", soft_wrap=True)
+            raise typer.Exit(130) from None
+        if outcome.stopped:
+            console.print(f"\n{escape(outcome.trouble) or 'Stopped; nothing is lost.'} {again}", soft_wrap=True)
+            raise typer.Exit(1 if outcome.trouble else 130)
+    make_report(place.existing(name))
+    found, trouble, _ = read_ladder(place.existing(name))
+    if as_json:
+        print(json.dumps({"sweep": name, "levels": [level.name for level in plan.levels], "trouble": trouble}))
+    else:
+        show_ladder(console, found, trouble)
+        console.print(f"\nReport  {place.existing(name).report}", soft_wrap=True)
+
+
+def _factors(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"sizes: {text!r} are not numbers with commas, such as 0.5,1,2") from None
 
 
 @app.command("submit")
