@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from search_space.compressor import Size
 from search_space.cost import Cost, cost
 from search_space.design import CONTROLS, Design
-from search_space.errors import UsageError
+from search_space.errors import UsageError, first_line
 from search_space.layout import Task
 from search_space.space import Space
 from trainer.parallel import Parallel
@@ -220,7 +220,7 @@ def load(preset: str, overrides: Sequence[str] = ()) -> SweepConfig:
     except UsageError:  # of a dataclass that checks itself
         raise
     except OmegaConfBaseException as error:
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(first_line(error)) from error
     except Exception as error:  # YAML's own parsers, for a file or for the value of an override
         raise UsageError(f"{preset}: not readable as YAML: {error}") from error
     assert isinstance(result, SweepConfig)
@@ -246,12 +246,3 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for name, branch in tree.items():
         leaves |= _flat(branch, f"{prefix}.{name}" if prefix else str(name))
     return leaves
-
-
-def _one_line(error: OmegaConfBaseException) -> str:
-    """OmegaConf's first line, with the full key in front."""
-    message = str(error).splitlines()[0]
-    if "AnyNode is not a ListConfig" in message:
-        message = "Invalid value; expected a list such as [1,2]"
-    key = getattr(error, "full_key", None)
-    return f"{key}: {message}" if key else message

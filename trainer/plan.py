@@ -6,6 +6,7 @@ counted as the decoder counts them: raw tokens that it reads, and one latent in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from search_space.compressor import Size
 from search_space.design import Design
-from search_space.errors import UsageError
+from search_space.errors import UsageError, first_line
+from search_space.layout import Task
 from trainer.optim import OptimConfig, PartConfig
 from trainer.parallel import Parallel
 from trainer.recipe import Lesson, Precision, Recipe
@@ -77,7 +79,7 @@ class Plan:
     tokenizer: str = ""
     encoder: str = ""
     decoder: str = ""
-    metric: str = "continue"
+    metric: Task = "continue"
     seed: int = 0
     batch: int = 4_194_304
     length: int = 16_384
@@ -138,7 +140,7 @@ class Plan:
         for name in ("batch", "length", "documents", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}: {getattr(self, name)} is not at least 1")
-        if self.lowest < 0:
+        if not 0 <= self.lowest < inf:
             raise UsageError(f"lowest: {self.lowest} is not a rate of at least 0")
         for number, stage in enumerate(self.stages):
             self._check_stage(stage, f"stages[{number}]")
@@ -168,12 +170,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     if wrong := next((override for override in overrides if "=" not in override), None):
         raise UsageError(f"override: {wrong!r} is not key=value, such as parallel.nodes=2")
     try:
-        told = OmegaConf.from_dotlist(list(overrides))
-        plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path), told))
+        told = OmegaConf.load(path)
+        for key, _, value in (override.partition("=") for override in overrides):
+            OmegaConf.update(told, key, OmegaConf.from_dotlist([f"value={value}"])["value"])  # also stages.0.steps
+        plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), told))
     except UsageError:  # of a dataclass that checks itself
         raise
     except OmegaConfBaseException as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise UsageError(first_line(error)) from error
     except Exception as error:  # YAML's own parser, or the file system
         raise UsageError(f"{path}: not readable as a plan: {' '.join(str(error).split())}") from error
     assert isinstance(plan, Plan)
