@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lclab.commands import bench, data, demo, export, launch, promote, report, space, sweep, train, ui
+from lclab.commands import bench, data, demo, evaluate, export, launch, promote, report, space, sweep, train, ui
 from search_space.errors import UsageError
 
 __all__ = ["app", "main"]
@@ -19,6 +19,7 @@ app.command("report")(report.report)
 app.command("promote")(promote.promote)
 app.command("launch")(launch.launch)
 app.command("export")(export.export)
+app.command("evaluate")(evaluate.evaluate)
 app.command("ui")(ui.ui)
 app.add_typer(bench.app, name="bench")
 

@@ -3,16 +3,19 @@
 Shapes: P scored positions.
 """
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from search_space.layout import TASKS
+from search_space.compressor import Compressor
+from search_space.layout import TASKS, Batch
 from trainer.trial import Heldout
 
-__all__ = ["DISTANCES", "Scores", "summarise"]
+__all__ = ["DISTANCES", "Scores", "score", "summarise"]
 
 DISTANCES = (0, 1, 4, 16, 64, 256, 1024, 4096)
 """First tokens behind the span of the stretches whose losses are told apart."""
@@ -28,6 +31,16 @@ class Scores:
     task: Tensor
     document: Tensor
     offset: Tensor
+
+
+def score(model: Compressor, batches: Iterable[Batch]) -> Heldout:
+    """Of a compressor on its own device, outside of any training."""
+    scores = []
+    for batch in batches:
+        here = move_data_to_device(batch, model.decoder.embed_tokens.weight.device)
+        loss, right = model.scores(here)
+        scores.append(Scores(loss, right, here.task_P, here.document_P, here.offset_P))
+    return summarise(scores)
 
 
 def summarise(scores: list[Scores]) -> Heldout:

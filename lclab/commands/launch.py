@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from lclab.training import check_launch
 from search_space.errors import UsageError
 
 __all__ = ["launch"]
@@ -37,6 +38,8 @@ def launch(
     from trainer.plan import load
 
     wanted, cluster = load(plan), Cluster(nodes, gpus, gpu)
+    if kind != "slurm":
+        check_launch(wanted.parallel, ray=True)
     if kind == "job":
         print(files.job_line(plan, home, address))
     elif kind == "slurm":

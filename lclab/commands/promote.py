@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lclab.commands.options import AsJson, HomePath
 from lclab.console import make_console
+from search_space.errors import UsageError
 from sweeps.home import Home
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def promote(
     status = "measured" if measured else "assumed"
     cluster = Cluster(nodes, gpus, kind, price=price, mfu=mfu, mfu_is=status) if nodes else None
     found = decide(place, name, wish, cluster)
+    if dry_run and found.plan and not found.plan.corpus:
+        raise UsageError("data: a dry run reads a batch of the text to train on; name its folder with --data")
     console = make_console(stderr=as_json)
     _say(console, found)
     rehearsal = rehearse(found.plan, cluster) if dry_run and found.plan else None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from lclab.commands.options import AsJson, HomePath, Overrides
 from lclab.console import make_console
+from lclab.heldout import show_heldout
 from lclab.training import check_launch, first_rank, on_ray, step_bar, stopped_by_signals
 from search_space.errors import UsageError
 
@@ -104,14 +104,5 @@ def _by_ray(config: "SweepConfig", spec: "TrialSpec", folder: Path, console: Con
 
 
 def _show(console: Console, result: "RungResult", folder: Path) -> None:
-    table = Table("held out", title=f"{result.tokens:,} raw tokens in {result.seconds:,.0f} s", title_justify="left")
-    distances = sorted({first for losses in result.heldout.distance.values() for first, _ in losses})
-    for header in ("loss", "accuracy", *(f"from {first}" for first in distances)):
-        table.add_column(header, justify="right")
-    for task, loss in result.heldout.loss.items():
-        far = dict(result.heldout.distance[task])
-        cells = (f"{far[first]:.3f}" if first in far else "" for first in distances)
-        table.add_row(task, f"{loss:.3f}", f"{result.heldout.accuracy[task]:.3f}", *cells)
-    console.print(table)
-    console.print("Losses in nats per token; `from 16`: of tokens from the 16th behind the span to the next column.")
+    show_heldout(console, result.heldout, f"{result.tokens:,} raw tokens in {result.seconds:,.0f} s")
     console.print(f"Checkpoints and results: {folder}", soft_wrap=True)

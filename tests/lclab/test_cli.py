@@ -37,6 +37,7 @@ COMMANDS = {
         *("--kind", "--nodes", "--gpus", "--gpu", "--home", "--address", "--image", "--memory", "--claim", "--secret"),
         *("--time", "--partition", "--account", "--setup", "--help"),
     },
+    "evaluate": {"--data", "--documents", "--length", "--spans", "--json", "--help"},
     "export": {"--ours", "--step", "--help"},
     "ui": {"--home", "--port", "--help"},
     "bench model": {"--documents", "--layers", "--width", "--pool-width", "--rounds", "--json", "--help"},

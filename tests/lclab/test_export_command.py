@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from lclab.__main__ import app, main
 from search_space.compressor import Compressor
 from search_space.design import Design
+from search_space.errors import UsageError
 from sweeps.config import dump as dump_sweep
 from sweeps.home import Home
 from sweeps.ledger import Ledger
@@ -20,7 +21,7 @@ from tests.tiny import RECIPE, SIZE
 from tests.trainer.staged import plan
 from trainer import checkpoint
 from trainer.corpus import Corpus
-from trainer.evaluate import Scores, summarise
+from trainer.evaluate import score
 from trainer.exported import import_
 from trainer.heldout import heldout_batches
 from trainer.plan import dump
@@ -35,11 +36,7 @@ PUBLISHED = replace(SIZE, positions="consecutive", phase_std=0.0, embeddings="se
 
 def documents(model: Compressor, corpus: Corpus, recipe: Recipe) -> dict[str, list[float]]:
     """Held-out losses of a compressor that was read from a folder."""
-    scores = []
-    for batch in heldout_batches(corpus, recipe, model.design, model.size):
-        loss, right = model.scores(batch)
-        scores.append(Scores(loss, right, batch.task_P, batch.document_P, batch.offset_P))
-    return summarise(scores).documents
+    return score(model, heldout_batches(corpus, recipe, model.design, model.size)).documents
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +170,19 @@ def test_refuses_the_tokenizer_of_another_corpus(
     (tmp_path / "plan.yaml").write_text(dump(replace(plan(corpus.folder), tokenizer="0" * 64)))
     done = CliRunner().invoke(app, ["export", str(stage), str(tmp_path / "out")])
     assert "is not the one that" in str(done.exception)
+
+
+def test_evaluates_what_it_exported(trained: Path, corpus: Corpus, tmp_path: Path) -> None:
+    run(trained, tmp_path / "out")
+    settings = ["--documents", str(EXACT.documents), "--length", str(EXACT.piece), "--spans"]
+    command = ["evaluate", str(tmp_path / "out"), "--data", str(corpus.folder), *settings]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    found, kept = json.loads(done.stdout.splitlines()[-1]), RungResult.load_all(trained)[-1].heldout
+    for task, losses in kept.documents.items():
+        assert found["documents"][task] == pytest.approx(losses, rel=1e-5)  # in other batches
+    assert "reconstruct" in CliRunner().invoke(app, command).output
+    tokenizer = tmp_path / "out/decoder/tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    with pytest.raises(UsageError, match=r"^--data: .* is not of the tokenizer of"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
