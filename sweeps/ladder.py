@@ -12,7 +12,7 @@ the recipe's own scaling rule.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from json import loads
-from math import gcd
+from math import gcd, inf
 
 from analysis import analyse
 from analysis.ladder import FEWEST_LEVELS, Level
@@ -22,7 +22,7 @@ from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.space import Space
 from search_space.transformer import Shape
-from sweeps.config import SweepConfig, load
+from sweeps.config import Limits, SweepConfig, load
 from sweeps.home import Home
 from trainer.trial import write_json
 
@@ -47,7 +47,7 @@ def plan_ladder(
 
     Raises `UsageError` for a sweep that has nothing to choose from, or settings that cannot be.
     """
-    if len(set(sizes)) < FEWEST_LEVELS or min(sizes) <= 0:
+    if len(set(sizes)) < FEWEST_LEVELS or not all(0 < factor < inf for factor in sizes):
         raise UsageError(f"sizes: {list(sizes)} are not {FEWEST_LEVELS} or more different factors above 0")
     if seeds < 2:
         raise UsageError(f"seeds: {seeds} is not at least 2, and one seed tells nothing of the noise")
@@ -68,7 +68,13 @@ def levels_of(home: Home, sweep: str) -> list[str]:
 
 
 def note_levels(home: Home, sweep: str, plan: LadderPlan) -> None:
-    """Keep which levels there are, beside those that were run before."""
+    """Keep which levels there are, beside those that were run before, and that all read the sweep's own text."""
+    corpus = home.existing(sweep).corpus.read_text()
+    for level in plan.levels:
+        folder = home.sweep(level.name)
+        if not folder.corpus.exists():
+            folder.path.mkdir(exist_ok=True)
+            folder.corpus.write_text(corpus)
     names = dict.fromkeys([*levels_of(home, sweep), *(level.name for level in plan.levels)])
     write_json(home.existing(sweep).path / _FILE, {"levels": list(names)})
 
@@ -119,6 +125,7 @@ def _level(config: SweepConfig, factor: float, designs: list[str], seeds: int) -
         pruner="none",
         rates=[],
         objectives=["loss"],
+        limits=Limits(),
         space=Space(designs=designs),
         size=size,
         recipe=replace(config.recipe, steps=steps),

@@ -35,7 +35,7 @@ from sweeps.status import read_status
 from trainer import published
 from trainer.corpus import Corpus
 from trainer.optim import PartConfig
-from trainer.plan import Plan, Rates, Stage, dump
+from trainer.plan import PARTS, Plan, Rates, Stage, dump
 from trainer.stream import TrainingSamples
 from trainer.tokenizer import QWEN3_EMBEDDINGS
 
@@ -47,6 +47,7 @@ __all__ = [
 HORIZON = -0.32
 """The best rate falls with this power of the tokens trained on (Bjorck et al. 2025, arXiv 2409.19913)."""
 FOLDER = "promotion"
+SCRATCH = ("pretrain-1", "pretrain-2", "pretrain-3", "sft")  # stages that freeze nothing, by other names
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def promote(home: Home, sweep: str, wish: Wish, cluster: Cluster | None = None) 
     Raises `UsageError` for an unfinished sweep, a wish that cannot be, and a cluster that is too small.
     """
     wish.check()
+    if cluster is not None:
+        cluster.check()
     folder = home.existing(sweep)
     config = load(str(folder.config))
     _refuse_unfinished(home, sweep)
@@ -244,13 +247,15 @@ def _from_scratch(plan: Plan, config: SweepConfig) -> Plan:
     trained_on = config.recipe.steps * config.recipe.piece * config.recipe.pieces
     factor = (target_of(plan).tokens / trained_on) ** HORIZON
     peak = (optim.muon_rate if optim.kind == "muon" else optim.adamw_rate) * factor
-    own = replace(optim, encoder=PartConfig(), adapter=PartConfig(), decoder=PartConfig())
+    own, parts = replace(optim, encoder=PartConfig(), adapter=PartConfig(), decoder=PartConfig()), map(optim.of, PARTS)
+    by_part = [(c.muon_rate if optim.kind == "muon" else c.adamw_rate, c.weight_decay) for c in parts]
+    rates = Rates(*(rate * factor for rate, _ in by_part if rate is not None))
     return replace(
         plan,
         optim=replace(own, muon_rate=optim.muon_rate * factor, adamw_rate=optim.adamw_rate * factor),
-        decay=Rates(*[optim.weight_decay] * 3),
+        decay=Rates(*(decay for _, decay in by_part if decay is not None)),
         lowest=peak * config.recipe.floor,
-        stages=[replace(stage, rates=Rates(peak, peak, peak)) for stage in plan.stages],
+        stages=[replace(s, name=n, rates=rates) for n, s in zip(SCRATCH, plan.stages, strict=True)],
     )
 
 
@@ -270,7 +275,12 @@ def _corpus(home: Home, folder: SweepFolder, wish: Wish) -> Corpus | None:
         return Corpus(Path(wish.data), verify=False)
     if {wish.encoder, wish.decoder} & QWEN3.keys():
         return None  # a sweep's small vocabulary is not theirs
-    return Corpus(home.corpora / folder.corpus.read_text(), verify=False)
+    return _own_corpus(folder)
+
+
+def _own_corpus(folder: SweepFolder) -> Corpus:
+    """What the sweep was trained on."""
+    return Corpus(folder.path.parent / "corpora" / folder.corpus.read_text(), verify=False)
 
 
 def _refuse_unfinished(home: Home, sweep: str) -> None:
@@ -282,34 +292,44 @@ def _refuse_unfinished(home: Home, sweep: str) -> None:
 def _record(decision: Decision, folder: SweepFolder, config: SweepConfig, plan: Plan, wish: Wish) -> dict[str, Any]:
     """What is to be known of a decision later, in plain values."""
     about, target = provenance("lclab promote"), target_of(plan)
-    manifest = json.loads((folder.path.parent / "corpora" / folder.corpus.read_text() / "manifest.json").read_text())
+    corpus = _own_corpus(folder)
     return _plain(
         {
             "decision": asdict(decision),
             "target": asdict(target),
-            "prediction": _carried_over(decision, config, plan),
+            "prediction": _carried_over(decision, config, plan, corpus),
             "sweep": config.name,
             "trained_as": plan.design,
             "wish": asdict(wish),
             "who": about["mlflow.user"],
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": about["mlflow.source.git.commit"],
-            "data": manifest["hash"],
+            "data": corpus.manifest["hash"],
         }
     )
 
 
-def _carried_over(decision: Decision, config: SweepConfig, plan: Plan) -> dict[str, Any]:
-    """The predicted loss of the plan's own run; none, with the reason, where it would be of another kind of loss."""
+def _carried_over(decision: Decision, config: SweepConfig, plan: Plan, corpus: Corpus) -> dict[str, Any]:
+    """The predicted loss of the plan's own run; none, with the reason, where it would be of another kind of loss.
+
+    corpus: the sweep's.
+    """
     told = decision.prediction
+    ours, theirs = config.recipe, plan.recipe(plan.stages[-1])
     if told is None:
         why = "there is no ladder"
+    elif plan.design != decision.design:
+        why = f"the ladder trained {decision.design}, and the plan trains {plan.design}"
     elif plan.metric != config.metric:
         why = f"the sweep was selected on {config.metric}, which the plan does not train"
     elif plan.encoder or plan.decoder:
         why = "the ladder was trained from scratch, and the plan begins with trained weights"
-    elif plan.size.vocab != config.corpus.vocab:
+    elif plan.size.vocab != config.corpus.vocab or plan.tokenizer != corpus.manifest["tokenizer"]:
         why = "losses per token of two tokenizers are not comparable"
+    elif Corpus(Path(plan.corpus), verify=False).manifest["hash"] != corpus.manifest["hash"]:
+        why = "the plan's corpus has another text to hold out"
+    elif changed := [name for name in ("format", "piece", "documents") if getattr(ours, name) != getattr(theirs, name)]:
+        why = f"what is held out is cut in another way: {', '.join(changed)}"
     elif not told.trusted:
         why = "the ladder did not predict its own largest level"
     else:

@@ -130,8 +130,8 @@ def _version(
     newest = client.search_model_versions(f"name = '{sweep}'", max_results=1, order_by=["version_number DESC"])
     if newest and newest[0].run_id == run.info.run_id:
         version = newest[0]
-        for name in version.tags.keys() - tags.keys() if keep is None else ():
-            if not name.startswith("promotion."):
+        for name in version.tags.keys() - tags.keys():
+            if name.startswith("promotion.") == (keep is not None):  # of the kind that is told anew
                 client.delete_model_version_tag(sweep, version.version, name)
         for name, value in tags.items() - version.tags.items():
             client.set_model_version_tag(sweep, version.version, name, value)

@@ -49,6 +49,8 @@ def check_corpus(plan: Plan, verify: bool = True) -> Corpus:
 
     verify: whether its files are read and compared with their checksums.
     """
+    if not plan.corpus:
+        raise UsageError("corpus: the plan has none; `lclab data prepare` makes one, then set corpus=FOLDER")
     corpus = Corpus(Path(plan.corpus), verify)
     found = corpus.manifest["tokenizer"]
     if plan.tokenizer and found != plan.tokenizer:

@@ -92,7 +92,7 @@ def _say(console: Console, found: "Promotion") -> None:
     console.print(f"[bold]{escape(section.headline)}[/]", soft_wrap=True, highlight=False)
     for reason in section.reasons:
         console.print(f"  against it: {escape(reason)}", soft_wrap=True, highlight=False)
-    for note in section.notes:
+    for note in () if found.ladder else section.notes:  # which the ladder's sentences say too
         console.print(f"  {escape(note)}", soft_wrap=True, highlight=False)
     if found.trouble:
         console.print(f"  the ladder: {escape(found.trouble)}", soft_wrap=True, highlight=False)

@@ -154,6 +154,8 @@ def test_another_tokenizer_and_too_few_embeddings_are_refused(corpus: Corpus) ->
     assert check_corpus(replace(p, tokenizer=corpus.manifest["tokenizer"])).folder == corpus.folder
     with pytest.raises(UsageError, match=r"^corpus: the tokenizer of .* has SHA-256 .*, and the plan's abc"):
         check_corpus(replace(p, tokenizer="abc"))
+    with pytest.raises(UsageError, match=r"^corpus: the plan has none"):
+        check_corpus(replace(p, corpus=""))
     with pytest.raises(UsageError, match=r"^size\.vocab: 200 rows are fewer than the 300"):
         check_corpus(replace(p, size=replace(p.size, vocab=200)))
     with pytest.raises(UsageError, match=r"^parallel\.accumulate: "):
