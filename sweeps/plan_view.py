@@ -65,12 +65,12 @@ class PlanView:
         """The run ends with MLflow's `status`, for now if there is no `outcome`."""
         self._ended.set()
         self._thread.join()
-        self.update()
         try:
-            self._open()
+            self._send()  # a run that has ended is whole
             if outcome is not None:
-                tags = {f"lclab.outcome.{name}": str(value) for name, value in vars(outcome).items()}
-                self.client.log_batch(self._run, tags=[RunTag(name, value) for name, value in tags.items()])
+                known = {name: str(value) for name, value in vars(outcome).items() if value is not None}
+                tags = [RunTag(f"lclab.outcome.{name}", value) for name, value in known.items()]
+                self.client.log_batch(self._run, tags=tags)
                 self.client.log_dict(self._run, vars(outcome), "outcome.yaml")
             if status == "SCHEDULED":
                 self.client.update_run(self._run, status)
@@ -80,20 +80,23 @@ class PlanView:
             _log.warning("MLflow was not told that %s ended: %s", self._plan.name, first_line(error))
 
     def update(self) -> None:
-        """Send what is new; raises nothing."""
+        """Send what is new; faults of the server are logged."""
         try:
-            self._open()
-            state = read_state(self._plan, self._folder)
-            new = [p for p in _points(self._plan, state) if p.step > self._sent.get(p.key, -1)]
-            now = int(time.time() * 1000)
-            for i in range(0, len(new), LARGEST_BATCH):
-                batch = new[i : i + LARGEST_BATCH]
-                self.client.log_batch(self._run, metrics=[Metric(p.key, p.value, now, p.step) for p in batch])
-                for point in batch:
-                    self._sent[point.key] = max(point.step, self._sent.get(point.key, -1))
-            self.client.set_tag(self._run, "lclab.stage", state[-1].name if state else self._plan.stages[0].name)
+            self._send()
         except FAULTS as error:
+            self._run = ""  # what has got through is asked for when the server is back
             _log.warning("MLflow is behind: %s", first_line(error))
+
+    def _send(self) -> None:
+        self._open()
+        state = _in_turn(read_state(self._plan, self._folder))
+        new = [p for p in _points(state) if p.step > self._sent.get(p.key, -1)]
+        now = int(time.time() * 1000)
+        for i in range(0, len(new), LARGEST_BATCH):
+            batch = new[i : i + LARGEST_BATCH]
+            self.client.log_batch(self._run, metrics=[Metric(p.key, p.value, now, p.step) for p in batch])
+            self._sent |= {point.key: point.step for point in batch}  # of each metric in the order of steps
+        self.client.set_tag(self._run, "lclab.stage", state[-1].name if state else self._plan.stages[0].name)
 
     def _watch(self, period: float) -> None:
         while not self._ended.wait(period):
@@ -106,7 +109,8 @@ class PlanView:
         plan = self._plan
         experiment = self.client.get_experiment_by_name(plan.name)
         if experiment is None:
-            number = self.client.create_experiment(plan.name, self._home.artifacts_of(plan.name), EXPERIMENT_TAGS)
+            tags = EXPERIMENT_TAGS | {"mlflow.experiment.primaryMetric.name": f"heldout_{plan.metric}"}
+            number = self.client.create_experiment(plan.name, self._home.artifacts_of(plan.name), tags)
         else:
             number = experiment.experiment_id
         found = self.client.search_runs([number], f"tags.`lclab.plan` = '{plan.name}'", max_results=1)
@@ -114,25 +118,34 @@ class PlanView:
             run = found[0].info.run_id
         else:
             tags = {"lclab.plan": plan.name, "lclab.role": "promotion", "lclab.design": plan.design}
+            tags |= {"lclab.sweep": str(plan.evidence["sweep"])} if "sweep" in plan.evidence else {}
             run = self.client.create_run(number, None, tags | provenance("lclab train"), plan.name).info.run_id
-        params = Design.parse(plan.design).params() | {"seed": plan.seed, "batch": plan.batch, "length": plan.length}
+        params = plan.size.resolve(Design.parse(plan.design)).params() | {"design": plan.design}
+        params |= {"seed": plan.seed, "batch": plan.batch, "length": plan.length}
         params |= {f"steps_{stage.name}": stage.steps for stage in plan.stages}
         self.client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
         self.client.log_text(run, dump(plan), "plan.yaml")
         self.client.log_inputs(run, [dataset(self._corpus)])
         self.client.update_run(run, "RUNNING")
-        for key in self.client.get_run(run).data.metrics:
-            self._sent[key] = max(m.step for m in self.client.get_metric_history(run, key))
+        metrics = self.client.get_run(run).data.metrics
+        self._sent = {key: max(m.step for m in self.client.get_metric_history(run, key)) for key in metrics}
         self._run = run
 
 
-def _points(plan: Plan, state: list[StageState]) -> Iterator[_Point]:
-    """Of every stage that was begun: its step is raw tokens of all stages so far; once more by the stage's name, from
-    its own beginning."""
+def _in_turn(state: list[StageState]) -> list[StageState]:
+    """Up to the stage that is trained: one that goes back to an earlier checkpoint leaves what the next had begun."""
+    unfinished = (number for number, stage in enumerate(state) if not stage.loss)
+    return state[: next(unfinished, len(state)) + 1]
+
+
+def _points(state: list[StageState]) -> Iterator[_Point]:
+    """Of every stage that was begun: its step is raw tokens of all stages so far; once more from its own beginning, by
+    the name of its folder, since MLflow draws a group of charts for each and sorts them."""
     before = 0
     for number, stage in enumerate(state):
-        for key, value, tokens in stage.points():
+        last = {(key, tokens): value for key, value, tokens in stage.points()}  # two evaluations may meet at the end
+        for (key, tokens), value in last.items():
             yield _Point(key, value, before + tokens)
-            yield _Point(f"{stage.name}/{key}", value, tokens)
+            yield _Point(f"{number}-{stage.name}/{key}", value, tokens)
         yield _Point("stage", float(number), before)
         before += stage.tokens

@@ -1,29 +1,36 @@
 """Simulated sweeps with a known truth: how often intervals cover it, and how often a verdict is false.
 
-`python -m tests.analysis.calibration [SWEEPS]` prints the table of docs/calibration.md.
+`python -m tests.analysis.calibration [SWEEPS [TABLE...]]` prints the tables of docs/calibration.md: `effects`, `axes`,
+`pruned`, `unequal`.
 
 Arrays instead of tables make a sweep take milliseconds: the code under test starts where `compare` and `axis_effects`
-have read the table. Shapes: D designs, K documents.
+have read the table. Sweeps with pruning are tables, since what is judged of them, and at which rung, is read there.
+Shapes: D designs, K documents, T trials.
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
-from math import exp, sqrt
+from math import exp, isnan, sqrt
 
 import numpy as np
+import pandas as pd
 
 from analysis.axes import Coding, crossed, fitted
 from analysis.contrasts import Means
-from analysis.effects import Effect, Noise, inferred, judged
+from analysis.effects import Effect, Noise, compare, inferred, judged
+from sweeps.pruning import Cutoff, Halving, Pruner, Reached, Standings, Unpruned
 
-__all__ = ["AXES", "EFFECTS", "Outcome", "Scene", "axes", "effects"]
+__all__ = ["AXES", "EFFECTS", "PRUNED", "UNEQUAL", "Outcome", "Scene", "axes", "effects", "pruned"]
 
 
 @dataclass(frozen=True)
 class Scene:
     """sigma: of log losses between seeds; documents, document_sigma: number and spread of the log losses per document,
-    own to each design; tau: of what designs depart from the additive model; spread: of true log losses of arms."""
+    own to each design; tau: of what designs depart from the additive model; spread: of true log losses of arms;
+    noisier: sigma of every second arm, in that of the others; carried: correlation of a seed's noise at the two rungs
+    of a sweep with a pruner."""
 
     name: str
     sigma: float
@@ -34,21 +41,37 @@ class Scene:
     arms: int = 12
     spread: float = 0.0
     tau: float = 0.0
+    noisier: float = 1.0
+    pruner: Pruner = field(default_factory=Unpruned)
+    carried: float = 0.0
 
     @property
     def df(self) -> int:
         return self.base_seeds - 1 + self.arms * (self.arm_seeds - 1)
 
+    @property
+    def seeds_D(self) -> np.ndarray:
+        return np.array([self.base_seeds, *[self.arm_seeds] * self.arms])
+
+    @property
+    def sigma_D(self) -> np.ndarray:
+        return np.r_[self.sigma, self.sigma * np.where(np.arange(self.arms) % 2, self.noisier, 1)]
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """coverage: of 95% intervals. better, wrong: shares of sweeps with a truly equal arm called better, or anything."""
+    """coverage: of 95% intervals. better, wrong: shares of sweeps with a truly equal arm called better, or anything.
+
+    part: coverage of the noisier arms; with a pruner, of the arms judged at the last rung, a share `last` of all."""
 
     coverage: float
     error: float
     better: float
     wrong: float
     interactions: float = float("nan")
+    part: float = float("nan")
+    part_error: float = float("nan")
+    last: float = float("nan")
 
 
 EFFECTS = [
@@ -70,13 +93,34 @@ AXES = [
     Scene("lack of fit, five seeds of the baseline", 0.03, 48, 0.1, arms=15, base_seeds=5, tau=0.1),
     Scene("little lack of fit, two seeds of all", 0.05, 48, 0.1, arms=15, base_seeds=2, arm_seeds=2, tau=0.02),
 ]
+PRUNED = [
+    Scene("halving, noise is new", 0.05, 48, 0.05, pruner=Halving(2), carried=0.1),
+    Scene("halving, noise is carried", 0.05, 48, 0.05, pruner=Halving(2), carried=0.9),
+    Scene("cut-off, noise is carried", 0.05, 48, 0.05, pruner=Cutoff(4), carried=0.9),
+    Scene("halving, three seeds of all", 0.05, 48, 0.05, arm_seeds=3, pruner=Halving(2), carried=0.9),
+    Scene("cut-off, three seeds of all", 0.05, 48, 0.05, arm_seeds=3, pruner=Cutoff(20), carried=0.9),
+    Scene("halving, three seeds of all, arms apart", 0.05, 48, 0.05, 3, 3, spread=0.1, pruner=Halving(2), carried=0.9),
+    Scene("30 equal arms, halving", 0.05, 48, 0.05, arms=30, pruner=Halving(2), carried=0.9),
+    Scene("30 equal arms, cut-off", 0.05, 48, 0.05, arms=30, pruner=Cutoff(8), carried=0.9),
+]
+UNEQUAL = [
+    Scene("half with 2 sigma", 0.05, 48, 0.05, noisier=2),
+    Scene("half with 4 sigma", 0.05, 48, 0.05, noisier=4),
+    Scene("half with a quarter of sigma", 0.05, 48, 0.05, noisier=0.25),
+    Scene("half with 2 sigma, three seeds of all", 0.05, 48, 0.05, arm_seeds=3, noisier=2),
+    Scene("half with 4 sigma, three seeds of all", 0.05, 48, 0.05, arm_seeds=3, noisier=4),
+    Scene("30 equal arms, half with 2 sigma", 0.05, 48, 0.05, arms=30, noisier=2),
+    Scene("30 equal arms, half with 4 sigma", 0.05, 48, 0.05, arms=30, noisier=4),
+]
 _LEVELS = (3, 2, 2, 2)
+_RUNGS = (1.2, 0.8)
+"""Loss of the baseline at the rungs of a sweep with a pruner."""
 
 
 def effects(scene: Scene, sweeps: int, seed: int = 0) -> Outcome:
     """Arms against a baseline of loss 0.8."""
     random = np.random.default_rng(seed)
-    covered, better, wrong = [], [], []
+    covered, noisier, better, wrong = [], [], [], []
     for _ in range(sweeps):
         truth_D = np.r_[0.0, random.normal(0, scene.spread, scene.arms)]
         mean, noise, losses_DK = _measured(truth_D, scene, random)
@@ -88,12 +132,68 @@ def effects(scene: Scene, sweeps: int, seed: int = 0) -> Outcome:
             a, b = (0.8 * losses_DK[i] * exp(mean.log_loss_D[i]) for i in (d, 0))
             found.append(inferred(blank, scene.base_seeds, noise.sigma, noise.df, a, b))
         true = 0.8 * np.expm1(truth_D[1:])
-        covered.append(np.mean([e.low <= t <= e.high for e, t in zip(found, true, strict=True)]))
+        holds = [e.low <= t <= e.high for e, t in zip(found, true, strict=True)]
+        covered.append(np.mean(holds))
+        noisier.append(np.mean(holds[1::2]))
         verdicts = [e.verdict for e in judged(found)]
         equal = scene.spread == 0
         better.append(equal and "better" in verdicts)
         wrong.append(equal and set(verdicts) != {"undecided"})
-    return Outcome(*_mean(covered), float(np.mean(better)), float(np.mean(wrong)))
+    part, error = _mean(noisier) if scene.noisier != 1 else (float("nan"), float("nan"))
+    return Outcome(*_mean(covered), float(np.mean(better)), float(np.mean(wrong)), part=part, part_error=error)
+
+
+def pruned(scene: Scene, sweeps: int, seed: int = 0) -> Outcome:
+    """As `effects`, of tables of two rungs; arms are pruned by their loss at the first."""
+    random = np.random.default_rng(seed)
+    held, last, better, wrong = [], [], [], []
+    for _ in range(sweeps):
+        truth_D = np.r_[0.0, random.normal(0, scene.spread, scene.arms)]
+        found = compare(_table(truth_D, scene, random)).effects
+        true = [_RUNGS[e.rung - 1] * np.expm1(truth_D[int(e.design)]) for e in found]
+        held.append([e.low <= t <= e.high for e, t in zip(found, true, strict=True)])
+        last.append([e.rung == len(_RUNGS) for e in found])
+        verdicts = {e.verdict for e in found}
+        better.append(scene.spread == 0 and "better" in verdicts)
+        wrong.append(scene.spread == 0 and verdicts != {"undecided"})
+    held_SA, last_SA = np.array(held), np.array(last)  # sweeps, arms
+    share = last_SA.mean()
+    part = (held_SA & last_SA).mean() / share
+    error = _mean(list((held_SA & last_SA).mean(axis=1) - part * last_SA.mean(axis=1)))[1] / share  # of a ratio
+    outcome = Outcome(*_mean(list(held_SA.mean(axis=1))), float(np.mean(better)), float(np.mean(wrong)))
+    return replace(outcome, part=float(part), part_error=error, last=float(share))
+
+
+def _table(truth_D: np.ndarray, scene: Scene, random: np.random.Generator) -> pd.DataFrame:
+    """Of a sweep with pruning, what `compare` reads. Seeds of a design follow one another, the baseline's first."""
+    ratios_DK, of_documents_D = _documents(len(truth_D), scene, random)
+    design_T = np.repeat(np.arange(len(truth_D)), scene.seeds_D)
+    first_T, new_T = random.normal(0, scene.sigma_D[design_T], (2, len(design_T)))
+    noise_RT = np.stack([first_T, scene.carried * first_T + sqrt(1 - scene.carried**2) * new_T])
+    losses_RT = np.array(_RUNGS)[:, None] * np.exp((truth_D + np.log(of_documents_D))[design_T] + noise_RT)
+    stops_T = _stops(losses_RT[0], design_T > 0, scene.pruner)
+    rows = [
+        {
+            "trial": t, "design": str(d), "role": "arm" if d else "baseline", "seed": t, "rung": rung,
+            "state": "pruned" if stops_T[t] else "complete",
+            "parallel": losses_RT[rung - 1, t], "parallel_documents": losses_RT[rung - 1, t] * ratios_DK[d],
+        }
+        for t, d in enumerate(design_T)
+        for rung in ((1,) if stops_T[t] else (1, 2))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _stops(losses_T: np.ndarray, arm_T: np.ndarray, pruner: Pruner) -> np.ndarray:
+    """Which trials are pruned where they come in their order; only arms are asked for, as in a sweep."""
+    standings, waiting, stops_T = Standings(), [], np.zeros(len(losses_T), bool)
+    for t, loss in enumerate(losses_T.tolist()):
+        standings.add(Reached(t, loss, [], complete=False))
+        waiting += [t] if arm_T[t] else []
+        said = {i: pruner.decide(i, 1, standings, len(losses_T) - 1 - t) for i in waiting}
+        stops_T[[i for i in waiting if said[i] == "prune"]] = True
+        waiting = [i for i in waiting if said[i] == "wait"]
+    return stops_T
 
 
 def axes(scene: Scene, sweeps: int, seed: int = 0) -> Outcome:
@@ -123,16 +223,21 @@ def axes(scene: Scene, sweeps: int, seed: int = 0) -> Outcome:
 
 def _measured(truth_D: np.ndarray, scene: Scene, random: np.random.Generator) -> tuple[Means, Noise, np.ndarray]:
     """What a sweep finds of true log losses; the first design is the baseline."""
-    count = len(truth_D)
-    seeds_D = np.array([scene.base_seeds, *[scene.arm_seeds] * (count - 1)])
+    ratios_DK, of_documents_D = _documents(len(truth_D), scene, random)
+    seeds_D, sigma_D = scene.seeds_D, scene.sigma_D
+    log_loss_D = truth_D + np.log(of_documents_D) + random.normal(0, sigma_D / np.sqrt(seeds_D))
+    sizes = {size: int((seeds_D - 1)[sigma_D == size].sum()) for size in np.unique(sigma_D)}
+    squares = sum(size**2 * random.chisquare(df) for size, df in sizes.items() if df)
+    mean = Means(tuple(map(str, range(len(truth_D)))), seeds_D, log_loss_D, ratios_DK)
+    return mean, Noise(1, sqrt(squares / scene.df), scene.df, 1), ratios_DK
+
+
+def _documents(count: int, scene: Scene, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of documents over their mean, (D, K), and the means, (D,)."""
     s = scene.document_sigma
     losses_DK = np.exp(random.normal(0, s, (count, scene.documents)) - s**2 / 2)
     of_documents_D = losses_DK.mean(axis=1)
-    log_loss_D = truth_D + np.log(of_documents_D) + random.normal(0, scene.sigma / np.sqrt(seeds_D))
-    sigma = scene.sigma * sqrt(random.chisquare(scene.df) / scene.df)
-    ratios_DK = losses_DK / of_documents_D[:, None]
-    mean = Means(tuple(map(str, range(count))), seeds_D, log_loss_D, ratios_DK)
-    return mean, Noise(1, sigma, scene.df, 1), ratios_DK
+    return losses_DK / of_documents_D[:, None], of_documents_D
 
 
 def _mean(shares: list[float]) -> tuple[float, float]:
@@ -144,14 +249,22 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def main(sweeps: int) -> None:
-    for run, scenes in ((effects, EFFECTS), (axes, AXES)):
+def main(sweeps: int, names: Sequence[str]) -> None:
+    tables = {
+        "effects": (effects, EFFECTS),
+        "axes": (axes, AXES),
+        "pruned": (pruned, PRUNED),
+        "unequal": (effects, UNEQUAL),
+    }
+    for name in names or tables:
+        run, scenes = tables[name]
         for scene in scenes:
             o = run(scene, sweeps)
-            cells = [scene.name, scene.df, f"{_percent(o.coverage)} ± {_percent(o.error)}", _percent(o.better)]
-            cells += [_percent(o.wrong)] + ([_percent(o.interactions)] if run is axes else [])
+            cells = [scene.name, scene.df, f"{_percent(o.coverage)} ± {_percent(o.error)}"]
+            cells += [] if isnan(o.part) else [f"{_percent(o.part)} ± {_percent(o.part_error)}"]
+            cells += [_percent(share) for share in (o.last, o.better, o.wrong, o.interactions) if not isnan(share)]
             print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, sys.argv[2:])

@@ -115,10 +115,10 @@ def test_mlflow_shows_one_run_with_the_curves_of_every_stage(corpus: Corpus, who
     state = read_state(plan(corpus.folder, steps=STEPS), run_of(whole))
     all_points = client.get_metric_history(run.info.run_id, "train_loss")
     assert len(all_points) == len({p.step for p in all_points}) == sum(len(stage.curve) for stage in state)
-    for stage in state:
-        points = client.get_metric_history(run.info.run_id, f"{stage.name}/train_loss")
+    for number, stage in enumerate(state):
+        points = client.get_metric_history(run.info.run_id, f"{number}-{stage.name}/train_loss")
         assert [(p.step, p.value) for p in points] == [(tokens, loss) for tokens, loss, _ in stage.curve]
-        held_out = client.get_metric_history(run.info.run_id, f"{stage.name}/heldout_continue")
+        held_out = client.get_metric_history(run.info.run_id, f"{number}-{stage.name}/heldout_continue")
         assert len(held_out) == len(stage.evaluations) == STEPS // 2
     paths = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert paths >= {"plan.yaml", "outcome.yaml"}

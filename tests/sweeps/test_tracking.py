@@ -78,10 +78,11 @@ def shown(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     return sweep
 
 
-def documented() -> dict[str, set[str]]:
-    """The names in the first column of each table, by heading."""
+def documented(section: str = "Names") -> dict[str, set[str]]:
+    """The names in the first column of each table of a section, by heading."""
     found: dict[str, set[str]] = {}
-    for heading, body in re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL):
+    text = DOCUMENT.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    for heading, body in re.findall(r"^### (.+?)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL):
         names = re.findall(r"^\| `(.+?)` \|", body, re.MULTILINE)
         assert len(names) == len(set(names)), heading
         found[heading] = {name.replace("TASK", task) for name in names for task in TASKS}
