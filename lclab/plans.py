@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from analysis.words import interval, number
+from analysis.words import number
 from lclab.console import make_console
 from lclab.training import check_launch, first_rank, on_ray, step_bar, stopped_by_signals
 
@@ -91,5 +91,5 @@ def _scored(outcome: "Outcome") -> str:
     loss = f"Held-out loss ({outcome.metric}): {number(outcome.loss)} nats per token"
     if outcome.low is None or outcome.high is None:
         return f"{loss}; nothing was predicted."
-    bounds = f"the predicted {interval(outcome.low, outcome.high)}"
+    bounds = f"the predicted {number(outcome.low)} to {number(outcome.high)}"
     return f"{loss}, {'inside' if outcome.verdict == 'inside' else f'{outcome.verdict} the range of'} {bounds}."

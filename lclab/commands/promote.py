@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lclab.commands.options import AsJson, HomePath
+from lclab.commands.options import AsJson, HomePath, at
 from lclab.console import make_console
 from search_space.errors import UsageError
 from sweeps.home import Home
@@ -76,7 +76,8 @@ def promote(
         where = save(place, name, found)
         _tell(console, place, name, found)
         if found.plan:
-            console.print(f"\nPlan    {where / 'plan.yaml'}\nTrain   lclab train {where / 'plan.yaml'}", soft_wrap=True)
+            plan = where / "plan.yaml"
+            console.print(f"\nPlan    {plan}\nTrain   lclab train {plan}{at(home)}", soft_wrap=True)
     if as_json:
         print(json.dumps(_as_dict(found, where, rehearsal)))
     if found.decision.status == "refused":

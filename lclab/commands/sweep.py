@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from lclab.commands.options import AsJson, HomePath, Overrides, Preset
+from lclab.commands.options import AsJson, HomePath, Overrides, Preset, at
 from lclab.console import make_console
 from search_space.errors import UsageError
 from sweeps.home import Home
@@ -42,7 +42,7 @@ def run(
     from sweeps.run import run_sweep
 
     console = make_console(stderr=as_json)
-    again = escape(f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides) + _home(home))
+    again = escape(f"lclab sweep run {preset}" + "".join(f" '{o}'" for o in overrides) + at(home))
     try:
         with Live(console, config) as live:
             outcome = run_sweep(config, Home(home), make_report, live.say, live.watch)
@@ -53,7 +53,7 @@ def run(
         print(json.dumps({"sweep": config.name, "stopped": outcome.stopped, "learnt": outcome.analysis.learnt}))
     else:
         show_analysis(console, outcome.analysis)
-        console.print(f"\nReport  {outcome.folder.report}\nMLflow  lclab ui{_home(home)}", soft_wrap=True)
+        console.print(f"\nReport  {outcome.folder.report}\nMLflow  lclab ui{at(home)}", soft_wrap=True)
     if outcome.trouble:
         console.print(f"\nStopped by the machine: {escape(outcome.trouble)}", soft_wrap=True)
     if outcome.stopped:
@@ -83,7 +83,7 @@ def ladder(
     from sweeps.run import run_sweep
 
     console = make_console(stderr=as_json)
-    again = f"The same command continues: lclab sweep ladder {name}{_home(home)}"
+    again = f"The same command continues: lclab sweep ladder {name}{at(home)}"
     note_levels(place, name, plan)
     for level in plan.levels:
         level = replace(level, workers=workers or level.workers)
@@ -166,7 +166,3 @@ def stop(name: Name, home: HomePath = Path("runs")) -> None:
         raise UsageError(f"sweep: {name!r} is not running")
     folder.ask_to_stop()
     print(f"Asked process {driver} to stop; running trials write a checkpoint first.")
-
-
-def _home(home: Path) -> str:
-    return "" if home == Path("runs") else f" --home {home}"
