@@ -43,7 +43,7 @@ def claim(plan: Plan, folder: Path) -> None:
 def run_plan(plan: Plan, folder: Path, home: Home, corpus: Corpus, train: Train) -> Outcome:
     """Train what is left, shown in MLflow as it goes, and score the prediction.
 
-    Whatever `train` raises is raised here, after MLflow has been told.
+    Whatever `train` raises is raised here; MLflow is told first where no next attempt is to be expected at once.
     """
     view = PlanView(plan, folder, replace(home, tracking=plan.tracking_url), corpus)
     try:

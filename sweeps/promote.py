@@ -18,6 +18,7 @@ from analysis.gate import Decision, Prediction, decide
 from analysis.ladder import Ladder, Target, analyse_ladder
 from analysis.table import load as load_table
 from search_space.axes import shape
+from search_space.axes.axis import Impossible
 from search_space.axes.shape import QWEN3
 from search_space.compressor import Size
 from search_space.design import Design
@@ -219,8 +220,8 @@ def _size(config: SweepConfig, wish: Wish, corpus: Corpus | None) -> Size:
     for axis, name in ((shape.ENCODER, wish.encoder), (shape.DECODER, wish.decoder)):
         try:
             axis.check(name)
-        except Exception as error:
-            raise UsageError(f"{axis.name}: {error}") from error
+        except Impossible as broken:
+            raise UsageError(f"{axis.name}: {broken.rule}") from broken
     size = replace(
         config.model_size(),
         vocab=corpus.vocab if corpus else QWEN3_EMBEDDINGS,

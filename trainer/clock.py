@@ -61,7 +61,7 @@ class Clock(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step, self.seconds, self.curve = state_dict["step"], state_dict["seconds"], state_dict["curve"]
-        self.evaluations = [Evaluation(*entry) for entry in state_dict["evaluations"]]
+        self.evaluations = [Evaluation(*entry) for entry in state_dict.get("evaluations", [])]
         self._losses = list(state_dict["pending"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,7 +81,7 @@ class Clock(Callback):
         if self._evaluate and self.recipe.evaluate_every and self.step % self.recipe.evaluate_every == 0:
             self._look(self._evaluate, trainer)
             marks = True
-        if marks and trainer.is_global_zero:
+        if marks and self.recipe.evaluate_every and trainer.is_global_zero:  # a sweep's trial is watched by its driver
             evaluations = [evaluation._asdict() for evaluation in self.evaluations]
             write_json(self.folder / LIVE, {"step": self.step, "curve": self.curve, "evaluations": evaluations})
         self.interrupted = self._wants_to_stop(trainer) and self.step < self.stop
