@@ -1,6 +1,7 @@
 """The clock of a trial: its curve and its time, when it writes a checkpoint, and what makes it stop."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,14 +48,15 @@ class Clock(Callback):
         self.curve: list[tuple[int, float, float]] = []
         self.recovered: list[str] = []
         self.evaluations: list[Evaluation] = []
-        self._losses: list[Tensor] = []
+        self._losses: list[Tensor] = []  # since the last point of the curve
+        self._before: list[float] = []  # likewise, before a checkpoint
         self._since = 0.0
 
     def tokens(self) -> int:
         return self._samples.raw_tokens(self.step)
 
     def state_dict(self) -> dict[str, Any]:
-        pending = torch.stack(self._losses) if self._losses else torch.zeros(0)
+        pending = torch.stack(self._losses).tolist() if self._losses else []
         evaluations = [tuple(evaluation) for evaluation in self.evaluations]
         known = {"step": self.step, "seconds": self._elapsed(), "curve": self.curve, "evaluations": evaluations}
         return known | {"pending": pending}
@@ -62,9 +64,10 @@ class Clock(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step, self.seconds, self.curve = state_dict["step"], state_dict["seconds"], state_dict["curve"]
         self.evaluations = [Evaluation(*entry) for entry in state_dict.get("evaluations", [])]
-        self._losses = list(state_dict["pending"])
+        self._before = state_dict["pending"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._losses = [torch.tensor(loss, device=pl_module.device) for loss in self._before]
         self._since = time.perf_counter()
 
     def on_train_batch_end(
@@ -118,7 +121,7 @@ class Clock(Callback):
         self._since = time.perf_counter()
 
     def _checkpoint(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.folder / f"step-{self.step:09d}.safetensors", weights_only=False)
+        trainer.save_checkpoint(checkpoint.path_of(self.folder, self.step), weights_only=False)
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.safetensors"), key=checkpoint.step_of)[:-KEPT]:
-                old.unlink(missing_ok=True)
+            for old in checkpoint.steps(self.folder)[:-KEPT]:
+                shutil.rmtree(checkpoint.path_of(self.folder, old), ignore_errors=True)

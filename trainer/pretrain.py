@@ -1,6 +1,6 @@
 """Pre-train one design up to a rung: the one function that every sweep, test and benchmark calls.
 
-What a call leaves in the trial's folder: `step-*.safetensors` (the two newest checkpoints) and `rung-K.json` for each
+What a call leaves in the trial's folder: `step-*` (the two newest checkpoints) and `rung-K.json` for each
 rung reached. Calling again continues from the newest good checkpoint, bit for bit as if it had not stopped; a rung
 already reached is read back, not trained again.
 
@@ -9,6 +9,7 @@ With several ranks each of them calls it; the first one writes.
 
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
@@ -68,7 +69,7 @@ def pretrain(
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for scratch in folder.glob("*.part"):  # of a process that was killed while it wrote
-                scratch.unlink(missing_ok=True)
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
         heldout: Any = heldout_batches(
             corpus, spec.recipe, spec.design, spec.size, rank, parallel.ranks, parallel.accumulate
         )
@@ -112,14 +113,14 @@ def fit(
 
     The checkpoint that holds the weights, or None where the module does.
     """
-    start, clock.recovered = checkpoint.newest(clock.folder, clock.stop)
-    first = checkpoint.step_of(start) if start else 0
-    if start and first == clock.stop:  # killed between the rung's checkpoint and its evaluation
-        clock.load_state_dict(checkpoint.read(start)["callbacks"][clock.state_key])
+    step, clock.recovered = checkpoint.newest(clock.folder, clock.stop)
+    start = None if step is None else checkpoint.path_of(clock.folder, step)
+    if start and step == clock.stop:  # killed between the rung's checkpoint and its evaluation
+        clock.load_state_dict(checkpoint.outline(start)["callbacks"][clock.state_key])
         return start
     if start is None:
         begin(module)
-    with closing(Patient(batches(first), module.parallel.patience)) as ahead:
+    with closing(Patient(batches(step or 0), module.parallel.patience)) as ahead:
         trainer.fit(module, ahead, ckpt_path=start, weights_only=False)
     if clock.interrupted:
         raise Interrupted(f"stopped at step {clock.step}")
@@ -148,7 +149,6 @@ def make_trainer(recipe: Recipe, clock: Clock, parallel: Parallel, device: torch
         accumulate_grad_batches=parallel.accumulate,
         precision=precision_of(recipe),
         callbacks=[clock],
-        plugins=[checkpoint.SafetensorsIO()],
         logger=False,
         use_distributed_sampler=False,  # `Microbatches` divides a step
         enable_checkpointing=False,  # `Clock` decides when

@@ -27,7 +27,9 @@ from trainer.module import CompressorModule
 from trainer.parallel import Parallel
 from trainer.plan import Plan, Stage
 from trainer.pretrain import pretrain
+from trainer.strategies import meet
 from trainer.stream import TrainingSamples
+from trainer.together import first
 from trainer.trial import Evaluation, RungResult, TrialSpec
 
 __all__ = [
@@ -90,14 +92,15 @@ def run_stages(
 
     Raises what `trainer.pretrain.pretrain` raises; in every case `folder` holds what the next call needs.
     """
+    parallel = parallel or plan.parallel
+    meet(parallel)
     corpus = check_corpus(plan, verify=False)
     folders = [stage_folder(folder, number, stage) for number, stage in enumerate(plan.stages)]
     _mend(plan, folders)
     results: list[RungResult] = []
     for number, spec in enumerate(stage_specs(plan, corpus)):
         begin = partial(_go_on, folders[number - 1]) if number else partial(_begin, plan)
-        told, spread = partial(watch, number), parallel or plan.parallel
-        results.append(pretrain(spec, folders[number], 1, told, spread, device, begin))
+        results.append(pretrain(spec, folders[number], 1, partial(watch, number), parallel, device, begin))
     return results
 
 
@@ -107,21 +110,21 @@ def _begin(plan: Plan, module: CompressorModule) -> None:
 
 def _go_on(before: Path, module: CompressorModule) -> None:
     """With the weights at the end of the stage in the folder `before`."""
-    path, faults = checkpoint.newest(before, RungResult.load(RungResult.path(before, 1)).step)
-    if path is None:
+    step, faults = checkpoint.newest(before, RungResult.load(RungResult.path(before, 1)).step)
+    if step is None:
         raise checkpoint.CorruptCheckpoint(f"no checkpoint in {before} can be read: {'; '.join(faults)}")
-    state.load_module(module, checkpoint.read(path)["state_dict"])
+    state.load_module(module, checkpoint.outline(checkpoint.path_of(before, step))["state_dict"])
 
 
 def _mend(plan: Plan, folders: list[Path]) -> None:
     """A finished stage whose last checkpoint is damaged before the next one had its first is not finished."""
     for stage, folder, after in zip(plan.stages, folders, folders[1:], strict=False):
         reached = RungResult.path(folder, 1)
-        if not reached.exists() or any(after.glob("step-*.safetensors")):
+        if not first(lambda reached=reached, after=after: reached.exists() and not checkpoint.steps(after)):
             continue
-        path, _ = checkpoint.newest(folder, stage.steps)
-        if path is None or checkpoint.step_of(path) < stage.steps:
-            reached.unlink(missing_ok=True)  # every rank comes here and finds the same
+        step, _ = checkpoint.newest(folder, stage.steps)
+        if step != stage.steps:
+            first(lambda reached=reached: reached.unlink(missing_ok=True))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The strategies of Lightning that train a trial: one process, data parallel, fully sharded.
 
-Whatever the strategy, a checkpoint holds whole tensors by name (see `state`), so that a run may go on with another
-strategy and another number of ranks.
+Whatever the strategy, a checkpoint holds tensors by name (see `state`), so that a run may go on with another strategy
+and another number of ranks.
 """
 
 import atexit
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from torch.optim import Optimizer
 from search_space.compressor import Compressor
 from search_space.transformer import Block
 from trainer import state
+from trainer.checkpoint import outline, write
+from trainer.meeting import meeting_place
 from trainer.parallel import Parallel
 
-__all__ = ["lightning_strategy", "rest", "shard"]
+__all__ = ["lightning_strategy", "meet", "rest", "shard"]
 
 
 def shard(model: Compressor, mesh: DeviceMesh) -> None:
@@ -48,24 +51,33 @@ def lightning_strategy(parallel: Parallel, device: torch.device | None = None) -
     strategy = _Ddp() if parallel.strategy == "ddp" else _Sharded(parallel.ranks)
     strategy.placed = device
     if "RANK" in os.environ:  # torchrun and Ray Train start the processes themselves
-        _meet_again()
+        meet(parallel)
         strategy.cluster_environment = _Started()
     else:
         strategy.cluster_environment = LightningEnvironment()
     return strategy
 
 
-def _meet_again() -> None:
-    """Connect ranks that torchrun has started anew: its store still has the addresses of those before, so that they
-    would wait for processes that are gone."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or dist.is_initialized():
+def meet(parallel: Parallel) -> None:
+    """Connect the ranks that a launcher has started, where nobody has yet: they read checkpoints together."""
+    if parallel.strategy == "one" or "RANK" not in os.environ or dist.is_initialized():
         return
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=ranks)
-    atexit.register(dist.destroy_process_group)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    store = meeting_place()
+    if store is None:
+        dist.init_process_group(backend)
+    else:
+        rank, ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+    atexit.register(_part)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _Started(TorchElasticEnvironment):
@@ -76,8 +88,8 @@ class _Started(TorchElasticEnvironment):
         return True
 
 
-class _WholeState:
-    """Checkpoints of whole tensors by name."""
+class _NamedState:
+    """Checkpoints of tensors by name, of every rank its own part."""
 
     lightning_module: Any
     optimizers: list[Optimizer]
@@ -96,8 +108,14 @@ class _WholeState:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             state.load_optimizer(optimizer, self.lightning_module, saved)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        write(checkpoint, Path(filepath))
 
-class _One(_WholeState, SingleDeviceStrategy):
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return outline(Path(checkpoint_path))
+
+
+class _One(_NamedState, SingleDeviceStrategy):
     """One process."""
 
 
@@ -111,16 +129,12 @@ class _Placed:
         return self.placed or super().root_device  # ty: ignore[missing-attribute]
 
 
-class _Ddp(_WholeState, _Placed, DDPStrategy):
+class _Ddp(_NamedState, _Placed, DDPStrategy):
     """The model on every rank, gradients averaged."""
 
 
-class _Sharded(_WholeState, _Placed, ModelParallelStrategy):
+class _Sharded(_NamedState, _Placed, ModelParallelStrategy):
     """Weights, gradients and optimizer in parts (FSDP2)."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__(data_parallel_size=ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        dist.barrier()
-        return self.checkpoint_io.load_checkpoint(checkpoint_path)

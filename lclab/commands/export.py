@@ -97,14 +97,15 @@ def _trained(folder: Path, design: "Design", size: "Size", step: int | None) -> 
     from trainer import checkpoint
     from trainer.export import compressor_of
 
-    steps = sorted(checkpoint.step_of(path) for path in folder.glob("step-*.safetensors"))
+    steps = checkpoint.steps(folder)
     if not steps:
-        raise UsageError(f"FOLDER: {folder} has no checkpoint, step-*.safetensors")
+        raise UsageError(f"FOLDER: {folder} has no checkpoint, step-*")
     if step is not None and step not in steps:
         raise UsageError(f"--step: {step} is none of the checkpoints in {folder}: {', '.join(map(str, steps))}")
-    path, faults = checkpoint.newest(folder, sys.maxsize if step is None else step)
-    if path is None or (step is not None and checkpoint.step_of(path) != step):
+    found, faults = checkpoint.newest(folder, sys.maxsize if step is None else step)
+    if found is None or step not in (None, found):
         raise UsageError(f"FOLDER: no checkpoint can be read: {faults[0]}")
     for fault in faults:
         make_console(stderr=True).print(f"Passed over: {fault}", soft_wrap=True)
-    return compressor_of(checkpoint.read(path)["state_dict"], design, size), path
+    path = checkpoint.path_of(folder, found)
+    return compressor_of(checkpoint.read(path, "state_dict")["state_dict"], design, size), path

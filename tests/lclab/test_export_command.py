@@ -19,6 +19,7 @@ from sweeps.ledger import Ledger
 from tests.sweeps.virtual import config
 from tests.tiny import RECIPE, SIZE
 from tests.trainer.staged import plan
+from tests.trainer.test_pretrain import cut_short
 from trainer import checkpoint
 from trainer.corpus import Corpus
 from trainer.evaluate import score
@@ -65,7 +66,7 @@ def test_exports_what_lclab_train_left(trained: Path, corpus: Corpus, tmp_path: 
 
 
 def test_exports_a_step(trained: Path, tmp_path: Path) -> None:
-    older, newest = sorted(checkpoint.step_of(path) for path in trained.glob("step-*"))
+    older, newest = checkpoint.steps(trained)
     run(trained, tmp_path / "older", "--step", older)
     run(trained, tmp_path / "newest", "--step", newest)
     run(trained, tmp_path / "usual")
@@ -77,10 +78,10 @@ def test_exports_a_step(trained: Path, tmp_path: Path) -> None:
 
 def test_passes_over_a_damaged_checkpoint(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
-    older, newest = sorted((tmp_path / "run").glob("step-*"), key=checkpoint.step_of)
-    newest.write_bytes(newest.read_bytes()[:-9])
+    older, newest = checkpoint.steps(tmp_path / "run")
+    cut_short(checkpoint.path_of(tmp_path / "run", newest))
     said = run(tmp_path / "run", tmp_path / "out")
-    assert older.name in said and "Passed over" in said
+    assert checkpoint.path_of(tmp_path, older).name in said and "Passed over" in said
 
 
 def test_exports_a_stage_of_a_plan(corpus: Corpus, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         spec["corpus"] = "/nowhere/at/all" if what == "corpus" else spec["corpus"]
         (run_ / "spec.json").write_text(what if what in ("{}", "[") else json.dumps(spec))
     for path in run_.glob(what) if kind in ("rm", "cut") else ():
-        path.unlink() if kind == "rm" else path.write_bytes(path.read_bytes()[:-9])
+        shutil.rmtree(path) if kind == "rm" else cut_short(path)
     places = {"run": run_, "home": tmp_path / "home", "out": tmp_path / "out"}
     monkeypatch.setattr(sys, "argv", ["lclab", "export", *(a.format(**places) for a in arguments)])
     with pytest.raises(SystemExit) as end:

@@ -18,6 +18,7 @@ from sweeps.home import Home
 from tests.processes import descendants, wait_for
 from tests.trainer.staged import plan
 from tests.trainer.test_stages import assert_same_run, folders
+from trainer import checkpoint
 from trainer.corpus import Corpus
 from trainer.parallel import Parallel
 from trainer.plan import dump
@@ -70,7 +71,7 @@ def run_of(home: Path) -> Path:
 
 def reaches(home: Path, stage: int, step: int) -> Callable[[], bool]:
     """Whether a run has written its checkpoint of a step of a stage."""
-    return lambda: (folders(run_of(home))[stage] / f"step-{step:09d}.safetensors").exists()
+    return lambda: checkpoint.path_of(folders(run_of(home))[stage], step).exists()
 
 
 def kill_a_rank(child: "subprocess.Popen[str]", name: str) -> None:

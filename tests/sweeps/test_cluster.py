@@ -110,7 +110,7 @@ def test_a_sweep_loses_a_node_and_gets_another(
     address = f"address={cluster.address}"
     driver = start(tmp_path, text_folder, address, "trials=6", "recipe.steps=60")
     folder = Home(tmp_path).sweep("mini").path
-    wait_for(lambda: len({p.parent for p in folder.glob("trials/*/step-*.safetensors")}) >= 2, driver)
+    wait_for(lambda: len({p.parent for p in folder.glob("trials/*/step-?????????")}) >= 2, driver)
     cluster.remove_node(first)
     wait_for(lambda: any("faults" in t.user_attrs for t in trials(tmp_path)), driver)
     done = ended(tmp_path)
@@ -230,4 +230,4 @@ def test_ranks_stop_with_a_checkpoint(ranks: RayExecutor, corpus: Corpus, tmp_pa
     ranks.stop()
     (event,) = events(ranks, 1)
     assert isinstance(event, Stopped)
-    assert len(list((tmp_path / "0").glob("step-*.safetensors"))) == 1
+    assert len(list((tmp_path / "0").glob("step-*"))) == 1

@@ -90,7 +90,7 @@ class Sweep:
 
 
 def checkpoints(sweep: Sweep) -> set[Path]:
-    return set(sweep.home.sweep("mini").path.glob("trials/*/step-*.safetensors"))
+    return set(sweep.home.sweep("mini").path.glob("trials/*/step-?????????"))
 
 
 @pytest.fixture(scope="module")

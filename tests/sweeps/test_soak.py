@@ -52,7 +52,7 @@ class Soak:
         assert code == 0, Path(self._log.name).read_text()[-3000:]
 
     def checkpoints(self) -> set[Path]:
-        return set(self.home.sweep("mini").path.glob("trials/*/step-*.safetensors"))
+        return set(self.home.sweep("mini").path.glob("trials/*/step-?????????"))
 
     def trials(self) -> list[FrozenTrial]:
         return optuna.load_study(study_name="mini", storage=self.home.study_url).get_trials()

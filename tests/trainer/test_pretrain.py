@@ -29,9 +29,15 @@ def spec(corpus: Corpus, name: str = "mean-w32-causal-mlp-O0-n8", recipe: Recipe
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    path, _ = checkpoint.newest(folder, until=10**9)
-    assert path is not None
-    return checkpoint.read(path)["state_dict"]
+    step, _ = checkpoint.newest(folder, until=10**9)
+    assert step is not None
+    return checkpoint.read(checkpoint.path_of(folder, step), "state_dict")["state_dict"]
+
+
+def cut_short(path: Path) -> None:
+    """Damage a checkpoint: the last bytes of a file of it are missing."""
+    shard = max(path.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-50])
 
 
 def assert_same(folder: Path, result: RungResult, other_folder: Path, other: RungResult) -> None:
@@ -95,8 +101,8 @@ def test_truncated_checkpoint_is_passed_over_and_recorded(
 ) -> None:
     with pytest.raises(Interrupted):
         pretrain(spec(corpus), tmp_path, LAST, progress=lambda step, tokens: step < 9)
-    newest = max(tmp_path.glob("step-*"), key=checkpoint.step_of)
-    newest.write_bytes(newest.read_bytes()[:-50])
+    newest = checkpoint.path_of(tmp_path, checkpoint.steps(tmp_path)[-1])
+    cut_short(newest)
     result = pretrain(spec(corpus), tmp_path, LAST)
     assert len(result.recovered) == 1 and newest.name in result.recovered[0]
     assert_same(tmp_path, result, *whole)
@@ -114,7 +120,7 @@ def test_sigkill_and_continue_equals_uninterrupted(
         "pretrain(spec(Corpus(Path(sys.argv[1]))), Path(sys.argv[2]), LAST, slow)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(corpus.folder), str(tmp_path)])
-    while not (tmp_path / "step-000000004.safetensors").exists():
+    while not checkpoint.path_of(tmp_path, 4).exists():
         assert child.poll() is None, "ended before it could be killed"
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
@@ -135,7 +141,7 @@ def test_a_stall_has_a_reason_and_what_was_trained_stays(corpus: Corpus, tmp_pat
         pretrain(spec(corpus), tmp_path, LAST, progress=lambda step, tokens: step < 3)
     with pytest.raises(Stalled, match="no batch for"):
         pretrain(spec(corpus), tmp_path, LAST, parallel=Parallel(patience=1e-9))
-    assert [checkpoint.step_of(p) for p in sorted(tmp_path.glob("step-*"))] == [2, 3]
+    assert checkpoint.steps(tmp_path) == [2, 3]
 
 
 @pytest.mark.slow
@@ -188,4 +194,4 @@ def test_seeds_differ_and_repeat(corpus: Corpus, whole: tuple[Path, RungResult],
 
 
 def test_two_newest_checkpoints_are_kept(whole: tuple[Path, RungResult]) -> None:
-    assert len(list(whole[0].glob("step-*"))) == 2
+    assert len(checkpoint.steps(whole[0])) == 2

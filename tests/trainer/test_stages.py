@@ -1,6 +1,7 @@
 """A plan's stages: what each trains, what it begins with, what it reads, and exact resume after anything."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ import torch
 
 from search_space.errors import UsageError
 from tests.trainer.staged import STEPS, plan, stop_after
-from tests.trainer.test_pretrain import weights
+from tests.trainer.test_pretrain import cut_short, weights
 from trainer import checkpoint
 from trainer.corpus import Corpus
 from trainer.parallel import Parallel
@@ -49,12 +50,12 @@ def test_a_stage_trains_its_parts_alone_and_begins_where_the_last_one_ended(whol
     for before, after, name in zip(ends, ends[1:], STAGES[1:], strict=False):
         moved = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
         assert moved == {"encoder": {"adapter", "encoder"}}.get(name, {"adapter", "encoder", "decoder"})
-    first = checkpoint.read(folders(whole)[0] / "step-000000004.safetensors")["state_dict"]
+    first = checkpoint.read(checkpoint.path_of(folders(whole)[0], 4))["state_dict"]
     assert {key.split(".")[1] for key in first if not torch.equal(first[key], ends[0][key])} == {"adapter"}
 
 
 def test_frozen_parts_have_no_optimizer_state(whole: Path) -> None:
-    state = checkpoint.read(folders(whole)[0] / f"step-{STEPS:09d}.safetensors")["optimizer_states"][0]
+    state = checkpoint.read(checkpoint.path_of(folders(whole)[0], STEPS))["optimizer_states"][0]
     assert {name.split(".")[1] for name in state["state"]} == {"adapter"}
 
 
@@ -63,7 +64,7 @@ def test_rates_fall_to_the_lowest_of_all_and_evaluations_come_on_time(whole: Pat
         result = RungResult.load(RungResult.path(folder, 1))
         assert [e.step for e in result.evaluations] == [2, 4, 6]
         assert result.evaluations[-1].loss == pytest.approx(result.heldout.loss)
-        groups = checkpoint.read(folder / f"step-{STEPS:09d}.safetensors")["optimizer_states"][0]["groups"]
+        groups = checkpoint.read(checkpoint.path_of(folder, STEPS))["optimizer_states"][0]["groups"]
         assert {round(group["lr"], 12) for group in groups} == {1e-4}
         assert {group["initial_lr"] for group in groups} <= {3e-3, 1e-3}
 
@@ -98,10 +99,8 @@ def test_a_damaged_end_is_trained_again_before_the_next_stage(corpus: Corpus, wh
     p = plan(corpus.folder)
     with pytest.raises(Interrupted):
         run_stages(p, tmp_path, stop_after(STEPS + 1))
-    end, after = folders(tmp_path)[0] / f"step-{STEPS:09d}.safetensors", folders(tmp_path)[1]
-    end.write_bytes(end.read_bytes()[:-100])
-    for path in after.iterdir():
-        path.unlink()
+    cut_short(checkpoint.path_of(folders(tmp_path)[0], STEPS))
+    shutil.rmtree(folders(tmp_path)[1])
     run_stages(p, tmp_path)
     assert_same_run(tmp_path, whole)
     assert RungResult.load(RungResult.path(folders(tmp_path)[0], 1)).recovered
@@ -125,13 +124,10 @@ def test_one_process_goes_on_where_two_ranks_stopped(
     corpus: Corpus, whole: Path, two_ranks: Path, tmp_path: Path
 ) -> None:
     """In the midst of the third stage."""
-    for number, (folder, source) in enumerate(zip(folders(tmp_path), folders(two_ranks / "whole"), strict=True)):
-        if number < 3:
-            folder.mkdir(parents=True)
-            files = source.glob("*") if number < 2 else [source / "step-000000004.safetensors"]
-            for file in files:
-                if file.is_file():
-                    (folder / file.name).write_bytes(file.read_bytes())
+    sources = folders(two_ranks / "whole")
+    for folder, source in zip(folders(tmp_path)[:2], sources[:2], strict=True):
+        shutil.copytree(source, folder)
+    shutil.copytree(checkpoint.path_of(sources[2], 4), checkpoint.path_of(folders(tmp_path)[2], 4))
     run_stages(plan(corpus.folder), tmp_path)
     for one, two in zip(folders(tmp_path), folders(whole), strict=True):
         a, b = (RungResult.load(RungResult.path(f, 1)) for f in (one, two))
