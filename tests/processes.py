@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
-__all__ = ["answer", "descendants", "free_port", "tracking_server", "wait_for"]
+__all__ = ["answer", "descendants", "free_port", "torchrun", "tracking_server", "wait_for"]
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -47,6 +47,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def torchrun(ranks: int, module: str, *arguments: object) -> None:
+    """Run a module of the tests as so many ranks, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", module]
+    environment, root = os.environ | {"OMP_NUM_THREADS": "1"}, Path(__file__).parents[1]
+    done = subprocess.run([*command, *map(str, arguments)], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def run_stages(
     Raises what `trainer.pretrain.pretrain` raises; in every case `folder` holds what the next call needs.
     """
     parallel = parallel or plan.parallel
-    meet(parallel)
+    meet(parallel, device)
     corpus = check_corpus(plan, verify=False)
     folders = [stage_folder(folder, number, stage) for number, stage in enumerate(plan.stages)]
     _mend(plan, folders)

@@ -51,21 +51,25 @@ def lightning_strategy(parallel: Parallel, device: torch.device | None = None) -
     strategy = _Ddp() if parallel.strategy == "ddp" else _Sharded(parallel.ranks)
     strategy.placed = device
     if "RANK" in os.environ:  # torchrun and Ray Train start the processes themselves
-        meet(parallel)
+        meet(parallel, device)
         strategy.cluster_environment = _Started()
     else:
         strategy.cluster_environment = LightningEnvironment()
     return strategy
 
 
-def meet(parallel: Parallel) -> None:
-    """Connect the ranks that a launcher has started, where nobody has yet: they read checkpoints together."""
-    if parallel.strategy == "one" or "RANK" not in os.environ or dist.is_initialized():
+def meet(parallel: Parallel, device: torch.device | None = None) -> None:
+    """Connect the ranks that a launcher has started, where nobody has yet: they read checkpoints together.
+
+    device: of this rank, where the launcher has chosen it; else it is the one of its number on the machine.
+    """
+    if parallel.strategy == "one" or "RANK" not in os.environ:
         return
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "nccl"
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if torch.cuda.is_available():  # what ranks tell each other goes through it
+        torch.cuda.set_device(device or int(os.environ.get("LOCAL_RANK", 0)))
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     store = meeting_place()
     if store is None:
         dist.init_process_group(backend)

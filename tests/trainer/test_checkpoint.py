@@ -3,8 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tests.processes import torchrun
 from tests.trainer.shards import tree
 from trainer import checkpoint
 from trainer.checkpoint import CorruptCheckpoint
@@ -148,11 +147,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What three ranks have written after one process (see `tests.trainer.shards`, which makes assertions too)."""
     home = tmp_path_factory.mktemp("ranks")
     checkpoint.write(tree(), checkpoint.path_of(home, 1))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    command += ["-m", "tests.trainer.shards", str(home)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(RANKS, "tests.trainer.shards", home)
     return home
 
 

@@ -1,9 +1,6 @@
 """The same training on one process, by data parallel, fully sharded, and started by torchrun."""
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 
 from search_space.errors import UsageError
+from tests.processes import torchrun
 from tests.trainer.ranks import LAST, spec
 from tests.trainer.test_pretrain import assert_same, weights
 from trainer import checkpoint
@@ -19,17 +17,12 @@ from trainer.parallel import Parallel
 from trainer.pretrain import pretrain
 from trainer.trial import RungResult
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def two_ranks(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks of torchrun have trained (see `tests.trainer.ranks`)."""
     home = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.trainer.ranks", str(corpus.folder), str(home)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, "tests.trainer.ranks", corpus.folder, home)
     return home
 
 

@@ -1,9 +1,6 @@
 """A plan's stages: what each trains, what it begins with, what it reads, and exact resume after anything."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 from search_space.errors import UsageError
+from tests.processes import torchrun
 from tests.trainer.staged import STEPS, plan, stop_after
 from tests.trainer.test_pretrain import cut_short, weights
 from trainer import checkpoint
@@ -21,7 +19,6 @@ from trainer.stages import Outcome, check_corpus, outcome_of, read_state, run_st
 from trainer.stream import TrainingSamples
 from trainer.trial import Interrupted, RungResult
 
-ROOT = Path(__file__).parents[2]
 STAGES = ("adapter", "encoder", "all", "sft")
 
 
@@ -138,10 +135,7 @@ def test_one_process_goes_on_where_two_ranks_stopped(
 def two_ranks(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two FSDP ranks of torchrun have trained (see `tests.trainer.staged`)."""
     home = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.trainer.staged", str(corpus.folder), str(home)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, "tests.trainer.staged", corpus.folder, home)
     return home
 
 
