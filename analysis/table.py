@@ -4,7 +4,6 @@ One row per (trial, rung reached); a trial that failed or has reached no rung ha
 held-out, in nats per token, mean over documents; lower is better.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from search_space.errors import UsageError
+from search_space.files import whole
 
 __all__ = [
     *("CURVES", "DISTANCES", "METRIC", "METRICS", "TRIALS"),
@@ -90,12 +90,8 @@ def save(frame: pd.DataFrame, path: Path) -> None:
     """Write Parquet so that a reader sees the old file or the new one, never half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        frame.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as file:
+        frame.to_parquet(file, index=False)
 
 
 def load(path: Path, columns: Mapping[str, str] = TRIALS) -> pd.DataFrame:

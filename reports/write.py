@@ -1,6 +1,5 @@
 """A sweep's folder gets its report: `report.html`, and `report.md` for pull requests."""
 
-import os
 from pathlib import Path
 
 from analysis import Analysis, analyse
@@ -12,6 +11,7 @@ from reports.html import render
 from reports.ladder import ladder_section
 from reports.markdown import markdown
 from search_space.errors import UsageError
+from search_space.files import whole
 
 __all__ = ["write"]
 
@@ -39,10 +39,6 @@ def write(
         "report.md": markdown(analysis, about.name, promotion),
     }
     for name, text in pages.items():
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(folder / name) as file:
+            file.write_text(text, encoding="utf-8")
     return analysis, [folder / name for name in pages]

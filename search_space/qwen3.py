@@ -11,7 +11,6 @@ Notable choices:
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,11 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from search_space.errors import UsageError
+from search_space.files import flush, write_json
 from search_space.transformer import Shape, Transformer
 
 __all__ = [
     *("check_fit", "load", "load_into", "read_config", "read_json", "save", "write"),
-    *("new_folder", "opened", "write_json", "write_weights"),
+    *("new_folder", "opened", "write_weights"),
 ]
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -145,7 +145,7 @@ def write(transformer: Transformer, folder: Path, **config: Any) -> None:
     """Write `transformer` into an existing folder, with `config` added to its config.json."""
     prefix = _PREFIX if transformer.head else ""
     weights = {name if name == _HEAD else prefix + name: weight for name, weight in transformer.state_dict().items()}
-    write_json(folder / _CONFIG, _config(transformer) | config)
+    write_json(folder / _CONFIG, _config(transformer) | config, indent=2)
     write_weights(folder / _WEIGHTS, weights)
 
 
@@ -163,13 +163,9 @@ def new_folder(folder: Path) -> Generator[Path]:
         part.mkdir()
         yield part
         for path in (*part.rglob("*"), part):
-            _flush(path)
+            flush(path)
         part.rename(folder)
-    _flush(folder.parent)  # the rename itself must survive a power cut
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    flush(folder.parent)  # the rename itself must survive a power cut
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -177,14 +173,6 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode
     save_file({name: weight.contiguous() for name, weight in weights.items()}, path, metadata={"format": "pt"})
     path.chmod(mode)  # safetensors lets none but the owner read
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _config(transformer: Transformer) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from zlib import crc32
 from filelock import FileLock, Timeout
 
 from search_space.errors import UsageError
+from search_space.files import write_json
 
 __all__ = ["Home", "SweepFolder", "hide", "reachable", "setting_up"]
 
@@ -56,9 +57,7 @@ class SweepFolder:
 
     def note_runs(self, experiment: str, runs: Mapping[int, str]) -> None:
         """Keep MLflow's ids, so that whoever shows the sweep need not ask MLflow."""
-        scratch = self._mlflow.with_suffix(f".{os.getpid()}.part")
-        scratch.write_text(json.dumps({"experiment": experiment, "runs": runs}))
-        os.replace(scratch, self._mlflow)
+        write_json(self._mlflow, {"experiment": experiment, "runs": runs})
 
     def runs(self) -> tuple[str, dict[int, str]]:
         """MLflow's id of the experiment, and of the run of each trial; empty where MLflow has not been reached yet."""

@@ -20,11 +20,11 @@ from analysis.table import load as load_table
 from search_space.axes.base import BASE
 from search_space.design import Design
 from search_space.errors import UsageError
+from search_space.files import write_json
 from search_space.space import Space
 from search_space.transformer import Shape
 from sweeps.config import Limits, SweepConfig, load
 from sweeps.home import Home
-from trainer.trial import write_json
 
 __all__ = ["SIZES", "LadderPlan", "levels_of", "note_levels", "plan_ladder", "read_levels"]
 

@@ -10,7 +10,6 @@ rank is done: it is either whole or not there. Any number of ranks reads it agai
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
+from search_space.files import flush, whole
 from trainer.together import first, share, together
 
 __all__ = ["CorruptCheckpoint", "Stored", "fill", "newest", "outline", "path_of", "read", "steps", "write"]
@@ -150,23 +150,11 @@ def _own_files(folder: Path) -> list[tuple[str, str]]:
 
 def _commit(tree: Any, files: dict[str, str], scratch: Path, path: Path) -> None:
     content = json.dumps({"tree": tree, "files": files})
-    with (scratch / _LIST).open("w") as stream:
-        stream.write(f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}")
-        stream.flush()
-        os.fsync(stream.fileno())
-    _flush(scratch)
+    with whole(scratch / _LIST) as file:
+        file.write_text(f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}")
     shutil.rmtree(path, ignore_errors=True)  # a damaged one: a good one would have been gone on from
     scratch.rename(path)
-    _flush(path.parent)
-
-
-def _flush(folder: Path) -> None:
-    """What stands in `folder` by which name: that, too, must survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path.parent)
 
 
 def _content(path: Path) -> dict[str, Any]:

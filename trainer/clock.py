@@ -11,11 +11,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from search_space.files import write_json
 from search_space.layout import Batch
 from trainer import checkpoint
 from trainer.module import CompressorModule
 from trainer.stream import TrainingSamples
-from trainer.trial import Diverged, Evaluation, Heldout, Progress, TrialSpec, write_json
+from trainer.trial import Diverged, Evaluation, Heldout, Progress, TrialSpec
 
 __all__ = ["LIVE", "Clock"]
 

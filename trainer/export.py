@@ -18,6 +18,7 @@ from search_space import qwen3
 from search_space.compressor import Compressor, Size
 from search_space.design import Design
 from search_space.errors import UsageError
+from search_space.files import write_json
 from trainer import tokenizer
 from trainer.exported import (
     ADAPTER,
@@ -68,17 +69,17 @@ def export(model: Compressor, tokenizer_file: Path, folder: Path, *, ours: bool 
             about = _tokenizer_config(words, pad)
             qwen3.write(transformer, place, **_ids(words, about), max_position_embeddings=POSITIONS)
             (place / "tokenizer.json").write_bytes(file.read_bytes())
-            qwen3.write_json(place / "tokenizer_config.json", about)
-            known = ("eos_token", "pad_token", "additional_special_tokens")
-            qwen3.write_json(place / "special_tokens_map.json", {key: about[key] for key in known if key in about})
+            write_json(place / "tokenizer_config.json", about, indent=2)
+            marks = ("eos_token", "pad_token", "additional_special_tokens")
+            write_json(place / "special_tokens_map.json", {m: about[m] for m in marks if m in about}, indent=2)
         if model.encoder is not None:
             (part / ADAPTER).parent.mkdir()
             qwen3.write_weights(part / ADAPTER, adapter_weights(model))
         if ours:
-            qwen3.write_json(part / OURS, {"design": design.name, "size": asdict(size)})
+            write_json(part / OURS, {"design": design.name, "size": asdict(size)}, indent=2)
             if own := own_weights(model):
                 qwen3.write_weights(part / OURS_WEIGHTS, own)
-        qwen3.write_json(part / CONFIG, model_config(design, size))
+        write_json(part / CONFIG, model_config(design, size), indent=2)
 
 
 def check_layout(design: Design, size: Size, *, ours: bool = False) -> None:

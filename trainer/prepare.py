@@ -29,12 +29,13 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from search_space.errors import UsageError
+from search_space.files import whole, write_json
 from trainer.assemble import assemble
 from trainer.corpus import FORMAT, Corpus, digest_of, is_corpus
 from trainer.rows import Rows
 from trainer.sources import Source, Unit, find, units_of
 from trainer.tokenizer import SMALLEST_VOCAB, load, specials_of, texts_of, train, vocab_of, with_specials
-from trainer.units import Look, begin_worker, documents, encode_unit, look_at, write_whole
+from trainer.units import Look, begin_worker, documents, encode_unit, look_at
 
 __all__ = ["CorpusConfig", "Plan", "Watch", "build", "prepare"]
 
@@ -203,7 +204,8 @@ class _Build:
             (self.work / kind).mkdir(parents=True, exist_ok=True)
         for left in self.scratch.glob(".*.part"):  # by a process that was killed
             left.unlink()
-        write_whole(key, lambda file: file.write_text(self.plan.key))
+        with whole(key) as file:
+            file.write_text(self.plan.key)
 
     def _look(self) -> Rows:
         """Steps 1 and 2. Refuses the first broken row in the order of the sources if that is wanted."""
@@ -254,7 +256,8 @@ class _Build:
                 tokenizer = with_specials(self.plan.tokenizer[0], rows.chat)
             else:
                 tokenizer = train(self._training_texts(rows), self.plan.config.vocab, rows.chat)
-            write_whole(file, lambda scratch: tokenizer.save(str(scratch)))
+            with whole(file) as scratch:
+                tokenizer.save(str(scratch))
             self.watch("tokenizer", 1, 1)
         return Tokenizer.from_file(str(file))
 
@@ -296,4 +299,4 @@ class _Build:
             "specials": asdict(specials_of(tokenizer)),
             "files": dict(sorted(files.items())),
         }
-        write_whole(self.scratch / "manifest.json", lambda file: file.write_text(json.dumps(manifest, indent=1)))
+        write_json(self.scratch / "manifest.json", manifest, indent=1)

@@ -1,19 +1,19 @@
 """What goes into a trial and what comes out: plain data, importable without Lightning."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from search_space.compressor import Size
 from search_space.design import Design
+from search_space.files import write_json
 from trainer.recipe import Recipe
 
 __all__ = [
     *("Diverged", "Interrupted", "OutOfMemory", "Stalled"),
-    *("Evaluation", "Heldout", "Progress", "RungResult", "TrialSpec", "write_json"),
+    *("Evaluation", "Heldout", "Progress", "RungResult", "TrialSpec"),
 ]
 
 Progress = Callable[[int, int], bool]
@@ -111,13 +111,3 @@ class RungResult:
     def load_all(cls, folder: Path) -> "list[RungResult]":
         """The rungs a trial has reached, in order."""
         return sorted((cls.load(p) for p in folder.glob("rung-*.json")), key=lambda r: r.rung)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Whole or not at all."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with scratch.open("w") as stream:
-        json.dump(data, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(scratch, path)

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from multiprocessing import parent_process
@@ -22,12 +22,13 @@ from litdata.streaming.writer import BinaryWriter
 from numpy.typing import NDArray
 
 from search_space.errors import UsageError
+from search_space.files import whole
 from trainer.corpus import digest_of
 from trainer.records import Document, Problem, Slice, read
 from trainer.sources import Unit
 from trainer.tokenizer import Encoded, Encoder
 
-__all__ = ["SPLITS", "Look", "Shards", "begin_worker", "encode_unit", "look_at", "write_whole"]
+__all__ = ["SPLITS", "Look", "Shards", "begin_worker", "encode_unit", "look_at"]
 
 SPLITS = ("train", "heldout")
 SHARD = 2**26  # bytes, what LitData advises
@@ -48,7 +49,8 @@ class Look:
 
     def save(self, file: Path) -> None:
         rest = json.dumps([self.rows, self.problems])
-        write_whole(file, lambda scratch: _save(scratch, self.digest, self.size, self.chat, rest))
+        with whole(file) as scratch:
+            _save(scratch, self.digest, self.size, self.chat, rest)
 
     @classmethod
     def load(cls, file: Path) -> "Look":
@@ -196,10 +198,3 @@ def begin_worker() -> None:
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """`file` as `write` makes it, under its name only when it is whole."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.part")
-    write(scratch)
-    os.replace(scratch, file)
