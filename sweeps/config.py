@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from search_space.compressor import Size
 from search_space.cost import Cost, cost
 from search_space.design import CONTROLS, Design
-from search_space.errors import UsageError, first_line
+from search_space.errors import UsageError
 from search_space.layout import Task
+from search_space.settings import read_settings
 from search_space.space import Space
 from trainer.parallel import Parallel
 from trainer.prepare import CorpusConfig
@@ -210,22 +210,9 @@ def load(preset: str, overrides: Sequence[str] = ()) -> SweepConfig:
         path = Path(preset)
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
             raise UsageError(f"preset: {preset!r} is neither a preset ({', '.join(presets())}) nor a YAML file")
-    for override in overrides:
-        if "=" not in override:
-            raise UsageError(f"override: {override!r} is not key=value, such as space.window=[64,256]")
-    try:
-        defaults = OmegaConf.structured(SweepConfig(name=path.stem))
-        config = OmegaConf.merge(defaults, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        result = OmegaConf.to_object(config)
-    except UsageError:  # of a dataclass that checks itself
-        raise
-    except OmegaConfBaseException as error:
-        raise UsageError(first_line(error)) from error
-    except Exception as error:  # YAML's own parsers, for a file or for the value of an override
-        raise UsageError(f"{preset}: not readable as YAML: {error}") from error
-    assert isinstance(result, SweepConfig)
-    result.check()
-    return result
+    config = read_settings(SweepConfig(name=path.stem), path, overrides, "space.window=[64,256]")
+    config.check()
+    return config
 
 
 def dump(config: SweepConfig) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from search_space.compressor import Size
 from search_space.design import Design
-from search_space.errors import UsageError, first_line
+from search_space.errors import UsageError
 from search_space.layout import Task
+from search_space.settings import read_settings
 from trainer.optim import OptimConfig, PartConfig
 from trainer.parallel import Parallel
 from trainer.recipe import Lesson, Precision, Recipe
@@ -167,20 +167,7 @@ class Plan:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """The plan in a YAML file, with `key=value` overrides. Raises `UsageError` with the field and the choices."""
-    if wrong := next((override for override in overrides if "=" not in override), None):
-        raise UsageError(f"override: {wrong!r} is not key=value, such as parallel.nodes=2")
-    try:
-        told = OmegaConf.load(path)
-        for key, _, value in (override.partition("=") for override in overrides):
-            OmegaConf.update(told, key, OmegaConf.from_dotlist([f"value={value}"])["value"])  # also stages.0.steps
-        plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), told))
-    except UsageError:  # of a dataclass that checks itself
-        raise
-    except OmegaConfBaseException as error:
-        raise UsageError(first_line(error)) from error
-    except Exception as error:  # YAML's own parser, or the file system
-        raise UsageError(f"{path}: not readable as a plan: {' '.join(str(error).split())}") from error
-    assert isinstance(plan, Plan)
+    plan = read_settings(Plan, path, overrides, "parallel.nodes=2")
     plan.check()
     return plan
 

@@ -117,9 +117,9 @@ def test_what_cannot_be_is_named_in_a_line(override: str, message: str, tmp_path
         ("", "name: .* has missing mandatory value"),
         ("- a\n- b\n", "plan.yaml: "),
         ("just words", "Key 'just words' not in 'Plan'"),
-        ("name: [", "plan.yaml: not readable as a plan"),
+        ("name: [", "plan.yaml: not readable as YAML"),
         ("name: a\n", "design: .* has missing mandatory value"),
-        ("\x00", "plan.yaml: not readable as a plan"),
+        ("\x00", "plan.yaml: not readable as YAML"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_a_line(text: str, message: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_is_no_plan_is_refused_in_a_line(text: str, message: str, tmp_path:
 
 def test_a_plan_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UsageError, match="not readable as a plan"):
+        with pytest.raises(UsageError, match="not readable as YAML"):
             load(path)
 
 
