@@ -1,14 +1,16 @@
-"""Corpora of several sources and of chats."""
+"""Corpora of several sources and of chats, and a tokenizer."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from trainer import tokenizer
 from trainer.corpus import Corpus
 from trainer.prepare import CorpusConfig, Plan, build
 
 CONFIG = CorpusConfig(vocab=300, heldout=0.3)
+TEXTS = ["def export(model):\n    return model\n", "the quick brown fox jumps over the lazy dog 0123456789 " * 9]
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,11 @@ def two_sources(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             turns = [("system", "You read code."), ("user", text[:1500]), ("assistant", text[1500:2500])]
             stream.write(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n")
     return build(Plan.of([f"a={home / 'a'}", f"b={home / 'chats.jsonl'}"], CONFIG), home / "corpus", "two", workers=1)
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json with chat tokens."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.train(TEXTS, 300, chat=True).save(str(path))
+    return path

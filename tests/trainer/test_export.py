@@ -2,7 +2,6 @@
 comes back bit for bit; what the layout has no place for is refused, or written for ourselves alone."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -24,19 +23,13 @@ from search_space.compressor import Compressor, Size
 from search_space.design import Design
 from search_space.errors import UsageError
 from search_space.layout import Sample, lay_out
-from search_space.transformer import Shape
 from tests.search_space.cases import designs, randomise
+from tests.trainer.exports import DECODER, ENCODER, SIZE, SMALL, VOCAB, build, reweigh, rewrite
 from trainer import checkpoint, state, tokenizer
 from trainer.export import compressor_of, export
-from trainer.exported import describe, import_, lacking
+from trainer.exported import import_, lacking
 from trainer.records import Document
 
-VOCAB = 330  # rows; the tokenizer has fewer
-ENCODER = Shape(layers=2, width=16, heads=4, kv_heads=2, head_width=8, feedforward=24, rope_base=5e5)
-DECODER = Shape(layers=2, width=24, heads=2, kv_heads=1, head_width=8, feedforward=32)
-SIZE = Size(VOCAB, ENCODER, DECODER, embeddings="separate", positions="consecutive", phase_std=0.0)
-SMALL = replace(SIZE, decoder=replace(DECODER, width=16), embeddings="tied", positions="spread", phase_std=2.0)
-TEXTS = ["def export(model):\n    return model\n", "the quick brown fox jumps over the lazy dog 0123456789 " * 9]
 PUBLISHED = [
     "mean-w16-causal-mlp-O0-n4",
     "mean-w16-causal-mlp-O5-n4",
@@ -49,23 +42,6 @@ PUBLISHED = [
     "eos-w8-causal-attn_mlp-O0-n4",
     "mean-w16-causal-mlp_attn-O0-n4-l2",
 ]
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.json with chat tokens."""
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.train(TEXTS, 300, chat=True).save(str(path))
-    return path
-
-
-def build(name: str, size: Size = SIZE) -> Compressor:
-    model = Compressor(Design.parse(name), size)
-    randomise(model)
-    if size.decoder.tied_head:
-        with torch.no_grad():  # logits of about unit variance, as they start
-            model.decoder.norm.weight.mul_(size.decoder.width**-0.5 / size.embedding_std)
-    return model
 
 
 def samples() -> list[Sample]:
@@ -343,104 +319,6 @@ def test_a_checkpoint_becomes_a_compressor(size: Size, once: bool, tmp_path: Pat
         compressor_of({f"model.{n}": w for n, w in kept.items()}, model.design.but(pooling="conv"), size)
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def reweigh(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
-
-
-def refused(folder: Path, message: str) -> None:
-    with pytest.raises(UsageError, match=message) as raised:
-        import_(folder)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.fixture
-def folder(words: Path, tmp_path: Path) -> Path:
-    export(build("mean-w16-causal-attn_mlp-O4-n4"), words, tmp_path / "out")
-    return tmp_path / "out"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pooling": "max"}, "pooling: 'max' is not one of"),
-        ({"pooling": "conv"}, "pooling conv .* cannot be imported"),
-        ({"pooling": "lclab-mean"}, "lclab.json is missing"),
-        ({"pooling": None}, "pooling is None; it must be of type str"),
-        ({"compression_ratio": "4"}, "compression_ratio is '4'; it must be of type int"),
-        ({"compression_ratio": 5}, "window"),
-        ({"encoder_window_size": 4}, "boundary_overlap 4 .*means nothing here"),
-        ({"encoder_mask_type": "full"}, "mask: 'full' is not one of"),
-        ({"num_adapter_layers": 2}, "lacks attention_layers.1.decoder_layer"),
-        ({"adapter_type": "mlp_attn"}, r"attention_layers.0.*is \[.*\]; its config says"),
-        ({"adapter_type": "mlp"}, "has unknown attention_layers.0.decoder_layer"),
-    ],
-)
-def test_refuses_another_config(folder: Path, change: dict[str, Any], message: str) -> None:
-    rewrite(folder / "model_config.json", lambda content: content.update(change))
-    refused(folder, message)
-
-
-def test_refuses_what_is_missing_or_does_not_fit(folder: Path) -> None:
-    adapter = folder / "adapter/adapter.safetensors"
-    kept = adapter.read_bytes()
-    changes: list[tuple[Callable[[dict[str, Tensor]], Any], str]] = [
-        (lambda w: w.pop("fc2.bias"), "lacks fc2.bias"),
-        (lambda w: w.update({"fc3.bias": torch.zeros(2)}), "has unknown fc3.bias"),
-        (lambda w: w.update({"fc1.weight": torch.zeros(3, 4)}), r"fc1.weight is \[3, 4\]"),
-    ]
-    for change, message in changes:
-        reweigh(adapter, change)
-        refused(folder, message)
-        adapter.write_bytes(kept)
-    rewrite(folder / "encoder/tokenizer.json", lambda c: c["added_tokens"].append(c["added_tokens"][0] | EXTRA))
-    refused(folder, "'zzz' is token 300 of the encoder and None of the decoder")
-    for name in ("encoder/tokenizer.json", "decoder/config.json", "model_config.json", "adapter/adapter.safetensors"):
-        content = (folder / name).read_bytes()
-        (folder / name).unlink()
-        refused(folder, f"{name}.*cannot be read")
-        (folder / name).write_bytes(content)
-
-
-EXTRA = {"id": 300, "content": "zzz"}
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.floats(0, 1, exclude_max=True), st.sampled_from(["adapter/adapter", "encoder/model", "decoder/model"]))
-def test_refuses_a_truncated_file(folder: Path, share: float, name: str) -> None:
-    path = folder / f"{name}.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    refused(folder, f"{name}.safetensors: cannot be read")
-    path.write_bytes(content)
-
-
-def test_refuses_our_file_where_the_config_says_otherwise(words: Path, tmp_path: Path) -> None:
-    model = build("mean-w16-causal-mlp-O0-n4", SMALL)
-    export(model, words, tmp_path / "out", ours=True)
-    kept = (tmp_path / "out/lclab.json").read_text()
-    for change, message in (
-        ({"design": "mean-w8-causal-mlp-O0-n4"}, "says mean-w8.* model_config.json beside it something else"),
-        ({"design": 3}, "has no design and size"),
-        ({"size": {"vocab": "many"}}, "size: "),
-    ):
-        rewrite(tmp_path / "out/lclab.json", lambda c, change=change: c.update(change))
-        refused(tmp_path / "out", message)
-        (tmp_path / "out/lclab.json").write_text(kept)
-    (tmp_path / "out/lclab.safetensors").unlink()
-    refused(tmp_path / "out", "lclab.safetensors: cannot be read")
-
-
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_nothing_is_written_where_it_fails(words: Path, tmp_path: Path) -> None:
     model = build("mean-w16-causal-mlp-O0-n4")
@@ -473,10 +351,3 @@ def test_refuses_a_tokenizer_without_our_tokens(tmp_path: Path) -> None:
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UsageError, match=r"has no <\|memory_start\|>"):
         export(build("mean-w16-causal-mlp-O0-n4"), tmp_path / "tokenizer.json", tmp_path / "out")
-
-
-def test_describes_a_folder_without_reading_its_weights(folder: Path) -> None:
-    for path in folder.rglob("*.safetensors"):
-        path.unlink()
-    design, size = describe(folder)
-    assert design.name == "mean-w16-causal-attn_mlp-O4-n4" and size == SIZE

@@ -25,11 +25,9 @@ from search_space.errors import UsageError
 from search_space.transformer import Shape
 from tests.search_space.cases import APART, randomise
 from tests.search_space.hugging_face import config
-from tests.trainer.test_export import DECODER, ENCODER, SIZE, SMALL, VOCAB, words
+from tests.trainer.exports import DECODER, ENCODER, SIZE, SMALL, VOCAB
 from trainer.export import export
 from trainer.initial import check_initial, load_initial
-
-__all__ = ["words"]  # a fixture
 
 EOS, MEAN = Design.parse("eos-w16-causal-mlp-O0-n4"), Design.parse("mean-w16-causal-attn_mlp-O0-n4")
 UNTIED = replace(SIZE, decoder=replace(DECODER, tied_head=False))
@@ -211,7 +209,8 @@ def hub(folder: Path, name: str) -> Generator[tuple[str, list[str]]]:
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
-            asked.append(path.rsplit("/", 1)[-1])
+            file = path.rsplit("/", 1)[-1]  # files are asked for at the same time
+            asked.append(file)
             siblings = [{"rfilename": p.name} for p in folder.iterdir()]
             if path.startswith(f"/api/models/{name}/tree/"):
                 body = json.dumps(
@@ -223,7 +222,7 @@ def hub(folder: Path, name: str) -> Generator[tuple[str, list[str]]]:
             elif path.startswith(f"/api/models/{name}"):
                 body = json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode()
             elif path.startswith(f"/{name}/resolve/{commit}/"):
-                body = (folder / asked[-1]).read_bytes()
+                body = (folder / file).read_bytes()
             else:
                 self.send_response(404)
                 self.send_header("Content-Length", "0")
@@ -231,7 +230,7 @@ def hub(folder: Path, name: str) -> Generator[tuple[str, list[str]]]:
                 return
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{asked[-1]}"')
+            self.send_header("ETag", f'"{file}"')
             self.send_header("X-Repo-Commit", commit)
             self.end_headers()
             if self.command == "GET":
