@@ -47,6 +47,7 @@ class Split:
         self.shard: NDArray[np.int32] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
         self._first = np.cumsum(sizes) - sizes
         self._files: Sequence[str] = [str(folder / c["filename"]) for c in chunks]
+        self.orders: dict[tuple[int, int, int], Any] = {}  # in which it is read, for whoever reads it once more so
 
     def __len__(self) -> int:
         return len(self.lengths)

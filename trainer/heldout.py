@@ -68,8 +68,8 @@ def heldout_batches(
     return [lay_out(samples, design, corpus.specials, positions, takes_groups()) for samples in own]
 
 
-def check_fit(corpus: Corpus, recipe: Recipe, parallel: Parallel) -> None:
+def check_fit(corpus: Corpus, recipe: Recipe, parallel: Parallel, seed: int = 0) -> None:
     """Raise `UsageError` where the corpus has too little text for the recipe, in training or held out, or a step too
     few pieces to be divided."""
-    TrainingSamples(corpus, recipe, seed=0).check_parts(parallel.accumulate, parallel.ranks)
+    TrainingSamples(corpus, recipe, seed).check_parts(parallel.accumulate, parallel.ranks)
     heldout_samples(corpus, recipe)

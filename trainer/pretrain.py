@@ -47,11 +47,12 @@ def pretrain(
     parallel: Parallel | None = None,
     device: torch.device | None = None,
     begin: Callable[[CompressorModule], None] = lambda module: None,
+    corpus: Corpus | None = None,
 ) -> RungResult:
     """Train to the end of `rung` and evaluate there.
 
     device: of this rank, where whoever started the process has chosen it. begin: gives a new trial its first weights,
-    where they are not those of its seed.
+    where they are not those of its seed. corpus: that of `spec`, where it is open already.
     Raises `Diverged`, `OutOfMemory`, `Stalled`, or `Interrupted` when `progress` returned False; in every case `folder`
     holds what the next call needs.
     """
@@ -59,7 +60,7 @@ def pretrain(
     if reached.exists():
         return RungResult.load(reached)
     parallel = parallel or Parallel()
-    corpus = Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
+    corpus = corpus or Corpus(Path(spec.corpus), verify=False)  # the sweep has verified it once for all trials
     samples = TrainingSamples(corpus, spec.recipe, spec.seed, spec.read)
     clock = Clock(spec, samples, folder, rung, progress, lambda trainer: evaluate(trainer, module, heldout))
     with _memory(clock):

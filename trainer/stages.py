@@ -65,7 +65,7 @@ def check_corpus(plan: Plan, verify: bool = True) -> Corpus:
             f"size.vocab: {plan.size.vocab} rows are fewer than the {corpus.vocab} that tokens of {plan.corpus} need"
         )
     for stage in plan.stages:
-        check_fit(corpus, plan.recipe(stage), plan.parallel)
+        check_fit(corpus, plan.recipe(stage), plan.parallel, plan.seed)
     return corpus
 
 
@@ -100,7 +100,8 @@ def run_stages(
     results: list[RungResult] = []
     for number, spec in enumerate(stage_specs(plan, corpus)):
         begin = partial(_go_on, folders[number - 1]) if number else partial(_begin, plan)
-        results.append(pretrain(spec, folders[number], 1, partial(watch, number), parallel, device, begin))
+        told = partial(watch, number)
+        results.append(pretrain(spec, folders[number], 1, told, parallel, device, begin, corpus))
     return results
 
 

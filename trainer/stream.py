@@ -10,7 +10,7 @@ import io
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -57,13 +57,18 @@ class Source:
         self._seed = (seed, number)
         self.tokens = int(self._length.sum())
         self.longest = int(self._length.max(initial=0))
+        self._epochs: dict[int, tuple[Ints, Ints]] = {}  # the last two: a step may begin in one and end in the next
 
-    @lru_cache(maxsize=2)  # noqa: B019  (lives as long as the trial)
     def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
-        """The order of the pieces and, in it, where each begins.
+        """The order of the pieces and, in it, where each begins."""
+        found = self._epochs.get(epoch)
+        if found is None:
+            found = self._shuffled(epoch)
+            self._epochs = dict([*self._epochs.items(), (epoch, found)][-2:])
+        return found
 
-        A large one is shuffled by shards, and piece by piece among a few shards.
-        """
+    def _shuffled(self, epoch: int) -> tuple[Ints, Ints]:
+        """A large source is shuffled by shards, and piece by piece among a few shards."""
         rng = np.random.default_rng([*self._seed, epoch])
         order = rng.permutation(len(self._length))
         shards = rng.permutation(int(self._shard.max()) + 1) // SHARDS_AT_ONCE
@@ -124,7 +129,7 @@ class TrainingSamples:
         if unknown := sorted(set(mixture) - set(corpus.sources)):
             raise UsageError(f"recipe.mixture: {unknown[0]!r} is not one of {', '.join(corpus.sources)}")
         names = list(mixture) or corpus.sources
-        sources = {n: Source(self._split, corpus.sources.index(n), self._recipe.piece, self._seed) for n in names}
+        sources = {name: self._source(corpus.sources.index(name)) for name in names}
         if empty := [name for name, source in sources.items() if mixture and not source.tokens]:
             raise UsageError(f"recipe.mixture: {empty[0]!r} has no piece of at least {SHORTEST} tokens in training")
         total = sum(s.tokens for s in sources.values())
@@ -137,6 +142,13 @@ class TrainingSamples:
         whole = sum(weights.values())
         return [_Stream(name, sources[name], w / whole, self._read.get(name, 0)) for name, w in weights.items()]
 
+    def _source(self, number: int) -> Source:
+        """Made once for all stages of a plan: of 10 million documents it takes 2.5 s and 0.7 GB."""
+        order = number, self._recipe.piece, self._seed
+        if order not in self._split.orders:
+            self._split.orders[order] = Source(self._split, *order)
+        return self._split.orders[order]
+
     def check_parts(self, accumulate: int, ranks: int) -> None:
         """Raise `UsageError` where a step can have fewer pieces than parts."""
         if self._fewest < accumulate * ranks:
@@ -147,7 +159,12 @@ class TrainingSamples:
 
     def raw_tokens(self, steps: int) -> int:
         """Raw tokens seen after `steps` steps."""
-        return sum(s.source.seen(self._edge(steps, s)) - s.source.seen(s.read) for s in self._streams)
+        return sum(s.source.seen(self._edge(steps, s)) for s in self._streams) - self._before
+
+    @cached_property
+    def _before(self) -> int:
+        """Raw tokens of these sources that were seen before step 0."""
+        return sum(s.source.seen(s.read) for s in self._streams)
 
     def position(self, steps: int) -> dict[str, int]:
         """Where the stream of each source stands after `steps` steps, in tokens from its beginning; also of those that

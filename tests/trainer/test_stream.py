@@ -161,6 +161,25 @@ def test_without_a_mixture_sources_count_by_their_size(two_sources: Corpus) -> N
     assert max(seen.values()) == 1 and {e for _, _, e in seen} == {0}
 
 
+def test_every_epoch_of_a_source_is_shuffled_once(two_sources: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds where a source is large; also where a run reads on from an epoch long gone."""
+    shuffled, original = Counter[tuple[int, int]](), stream.Source._shuffled
+
+    def count(source: stream.Source, epoch: int) -> object:
+        shuffled[id(source), epoch] += 1
+        return original(source, epoch)
+
+    monkeypatch.setattr(stream.Source, "_shuffled", count)
+    monkeypatch.setattr(two_sources.train, "orders", {})
+    recipe = replace(RECIPE, pieces=8, mixture={"a": 1.0, "b": 1.0})
+    samples = TrainingSamples(two_sources, recipe, 0, {"a": 10, "b": 20})
+    steps = 4 * int(two_sources.train.lengths.sum()) // (RECIPE.piece * 8)
+    for step in range(steps):
+        samples.pieces(step)
+        samples.raw_tokens(step)
+    assert len(shuffled) > 6 and set(shuffled.values()) == {1}
+
+
 def test_a_source_that_is_not_there_is_named(two_sources: Corpus) -> None:
     with pytest.raises(UsageError, match=r"^recipe\.mixture: 'web' is not one of a, b"):
         TrainingSamples(two_sources, replace(RECIPE, mixture={"web": 1.0}), 0)
