@@ -46,7 +46,7 @@ def train_plan(path: Path, overrides: list[str], ray: bool, home: Path, as_json:
         print(json.dumps({"plan": plan.name, "folder": str(folder)} | asdict(outcome)))
         return
     last = stage_folder(folder, len(plan.stages) - 1, plan.stages[-1])
-    console.print(_scored(outcome))
+    console.print(_scored(outcome, plan), soft_wrap=True)
     console.print(f"Checkpoints and results: {folder}\nExport: lclab export {last} OUT", soft_wrap=True)
 
 
@@ -62,10 +62,11 @@ def _lead(plan: "Plan", folder: Path, home: Path, ray: bool, console: Console) -
         return run_plan(plan, folder, Home(home), corpus, lambda: _here(plan, folder, console))
     from sweeps.ray_train import RankDied, run_stages_on_ray
 
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
     with on_ray(os.environ.get("RAY_ADDRESS", "")), console.status(f"Ray Train: {plan.parallel.ranks} ranks"):
-        train = keep_going(
-            plan, folder, lambda: run_stages_on_ray(plan, folder), RankDied, lambda text: console.print(text)
-        )
+        train = keep_going(plan, folder, lambda: run_stages_on_ray(plan, folder, say=say), RankDied, say)
         return run_plan(plan, folder, Home(home), corpus, train)
 
 
@@ -86,10 +87,14 @@ def _here(plan: "Plan", folder: Path, console: Console) -> "list[RungResult]":
         return run_stages(plan, folder, watch)
 
 
-def _scored(outcome: "Outcome") -> str:
+def _scored(outcome: "Outcome", plan: "Plan") -> str:
     """What has become of the prediction."""
     loss = f"Held-out loss ({outcome.metric}): {number(outcome.loss)} nats per token"
     if outcome.low is None or outcome.high is None:
         return f"{loss}; nothing was predicted."
     bounds = f"the predicted {number(outcome.low)} to {number(outcome.high)}"
-    return f"{loss}, {'inside' if outcome.verdict == 'inside' else f'{outcome.verdict} the range of'} {bounds}."
+    if outcome.verdict == "inside":
+        return f"{loss}, inside {bounds}."
+    unlike = plan.evidence["prediction"].get("unlike")
+    why = f" That was of a run like the ladder's; this one had {'; '.join(unlike)}." if unlike else ""
+    return f"{loss}, {outcome.verdict} the range of {bounds}.{why}"

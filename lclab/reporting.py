@@ -10,6 +10,7 @@ from analysis.gate import Decision
 from analysis.ladder import Ladder
 from reports.about import About
 from reports.write import write
+from search_space.errors import UsageError
 from sweeps.home import Home, SweepFolder, hide
 
 __all__ = ["make_report", "read_ladder"]
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 def make_report(folder: SweepFolder) -> tuple[Analysis, list[Path]]:
     """Write `report.html` and `report.md`; returns the analysis that they show, and the files worth keeping."""
-    ladder, _, decision = read_ladder(folder)
-    analysis, pages = write(folder.path, _about(folder), ladder, decision)
+    ladder, trouble, decision = read_ladder(folder)
+    analysis, pages = write(folder.path, _about(folder), ladder, decision, trouble)
     return analysis, [*pages, folder.table]
 
 
@@ -33,7 +34,10 @@ def read_ladder(folder: SweepFolder) -> tuple[Ladder | None, str, Decision | Non
 
     home = Home(folder.path.parent).saved(folder.path.name)
     decided = read_decision(folder)
-    target = decided[1] if decided else default_target(home, folder.path.name)
+    try:
+        target = decided[1] if decided else default_target(home, folder.path.name)
+    except UsageError as error:  # of a baseline that cannot be as large; a promotion would say what is wanted
+        return None, f"the published run, which it is to reach, cannot be that of the baseline: {error}", None
     ladder, trouble = ladder_of(home, folder.path.name, target)
     return ladder, trouble, decided[0] if decided else None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from analysis.gate import Decision
 from analysis.ladder import Ladder
@@ -36,11 +37,11 @@ class Section:
     legend: dict[str, str] = field(default_factory=dict)
 
 
-def ladder_section(ladder: Ladder | None, decision: Decision | None) -> Section | None:
-    """None where there is neither."""
-    if ladder is None and decision is None:
+def ladder_section(ladder: Ladder | None, decision: Decision | None, trouble: str = "") -> Section | None:
+    """None where there is neither. trouble: why there is no ladder, where one was begun."""
+    if ladder is None and decision is None and not trouble:
         return None
-    parts = {}
+    parts: dict[str, Any] = {"said": (f"There is no ladder: {trouble}.",)} if trouble else {}
     if decision:
         parts |= {
             "headline": _headline(decision),

@@ -17,11 +17,15 @@ __all__ = ["write"]
 
 
 def write(
-    folder: Path, about: About | None = None, ladder: Ladder | None = None, decision: Decision | None = None
+    folder: Path,
+    about: About | None = None,
+    ladder: Ladder | None = None,
+    decision: Decision | None = None,
+    trouble: str = "",
 ) -> tuple[Analysis, list[Path]]:
     """Analyse the sweep in `folder` and write both files, each whole or not at all; the curves may be missing.
 
-    ladder, decision: of its promotion, where there is one.
+    ladder, decision: of its promotion, where there is one. trouble: why there is no ladder, where one was begun.
 
     Raises `UsageError` if `trials.parquet` is missing or unreadable.
     """
@@ -33,7 +37,7 @@ def write(
     points = load(curves, CURVES) if curves.exists() else to_frame([], CURVES)
     about = about or About(folder.name, command=f"lclab sweep run {folder.name}")
     analysis = analyse(trials)
-    promotion = ladder_section(ladder, decision)
+    promotion = ladder_section(ladder, decision, trouble)
     pages = {
         "report.html": render(analysis, trials, points, about, promotion),
         "report.md": markdown(analysis, about.name, promotion),

@@ -2,7 +2,9 @@
 
 Every level is an ordinary sweep over these designs alone, in the same home under the name SWEEP.ladder-FACTOR. So what
 holds of sweeps holds of levels: none is lost, each has its report and its experiment in MLflow, and running again is
-continuing. Which levels there are stands in `ladder.json`, in the sweep's folder.
+continuing. Running again with more seeds or other sizes adds them; other designs want a ladder by another name, as
+Optuna lets no study have more choices than it began with. Which levels there are stands in `ladder.json`, in the
+sweep's folder: those of the ladder that was run last.
 
 A level of factor f has f times the width, heads and feed-forward of both transformers and f squared times the steps,
 so that tokens grow with the weights of the layers (Hoffmann et al. 2022, arXiv 2203.15556); learning rates follow by
@@ -41,11 +43,19 @@ class LadderPlan:
 
 
 def plan_ladder(
-    home: Home, sweep: str, top: int = 2, seeds: int = 3, sizes: Sequence[float] = SIZES, designs: Sequence[str] = ()
+    home: Home,
+    sweep: str,
+    top: int = 2,
+    seeds: int = 3,
+    sizes: Sequence[float] = SIZES,
+    designs: Sequence[str] = (),
+    name: str = "ladder",
 ) -> LadderPlan:
     """The levels for the `top` designs of a sweep, or for `designs`, and its baseline. Nothing is written.
 
-    Raises `UsageError` for a sweep that has nothing to choose from, or settings that cannot be.
+    name: of the ladder. A level that was begun keeps the designs and seeds that it has.
+    Raises `UsageError` for a sweep that has nothing to choose from, settings that cannot be, and designs that a level
+    was begun without.
     """
     if len(set(sizes)) < FEWEST_LEVELS or not all(0 < factor < inf for factor in sizes):
         raise UsageError(f"sizes: {list(sizes)} are not {FEWEST_LEVELS} or more different factors above 0")
@@ -54,11 +64,13 @@ def plan_ladder(
     folder = home.existing(sweep)
     config = load(str(folder.config))
     chosen = _chosen(home, sweep, top, designs, config.baseline)
-    for name in chosen:
-        design = Design.parse(name)
+    for design in map(Design.parse, chosen):
         if (design.encoder, design.decoder) != (BASE, BASE):
-            raise UsageError(f"designs: {name} has a shape of its own, which no level could make larger or smaller")
-    return LadderPlan(chosen, [_level(config, factor, chosen, seeds) for factor in sorted(set(sizes))])
+            raise UsageError(
+                f"designs: {design.name} has a shape of its own, which no level could make larger or smaller"
+            )
+    levels = [_level(config, f"{sweep}.{name}-{factor:g}", factor, chosen, seeds) for factor in sorted(set(sizes))]
+    return LadderPlan(chosen, [_gone_on(home, level) for level in levels])
 
 
 def levels_of(home: Home, sweep: str) -> list[str]:
@@ -68,14 +80,16 @@ def levels_of(home: Home, sweep: str) -> list[str]:
 
 
 def note_levels(home: Home, sweep: str, plan: LadderPlan) -> None:
-    """Keep which levels there are, beside those that were run before, and that all read the sweep's own text."""
+    """Keep which levels there are, beside others of this ladder, and that all read the sweep's own text."""
     corpus = home.existing(sweep).corpus.read_text()
     for level in plan.levels:
         folder = home.sweep(level.name)
         if not folder.corpus.exists():
             folder.path.mkdir(exist_ok=True)
             folder.corpus.write_text(corpus)
-    names = dict.fromkeys([*levels_of(home, sweep), *(level.name for level in plan.levels)])
+    own = plan.levels[0].name.rpartition("-")[0]
+    before = [name for name in levels_of(home, sweep) if name.rpartition("-")[0] == own]
+    names = dict.fromkeys([*before, *(level.name for level in plan.levels)])
     write_json(home.existing(sweep).path / _FILE, {"levels": list(names)})
 
 
@@ -108,14 +122,30 @@ def _chosen(home: Home, sweep: str, top: int, designs: Sequence[str], baseline: 
     return [baseline, *(row.design for row in rows[:top])]
 
 
-def _level(config: SweepConfig, factor: float, designs: list[str], seeds: int) -> SweepConfig:
+def _gone_on(home: Home, level: SweepConfig) -> SweepConfig:
+    """With the designs, and at least the seeds, that the level was begun with."""
+    if level.name not in home.sweeps():
+        return level
+    begun = load(str(home.sweep(level.name).config))
+    designs, seeds = begun.space.designs, max(begun.seeds, level.seeds)
+    if more := [name for name in level.space.designs if name not in designs]:
+        raise UsageError(
+            f"designs: {level.name} was begun without {more[0]}, with {', '.join(designs)}; go on with these by "
+            "--design, or begin another ladder with --name"
+        )
+    return replace(
+        level, seeds=seeds, replicates=seeds, trials=seeds * len(designs), space=replace(level.space, designs=designs)
+    )
+
+
+def _level(config: SweepConfig, name: str, factor: float, designs: list[str], seeds: int) -> SweepConfig:
     size = replace(
         config.size, encoder=_scaled(config.size.encoder, factor), decoder=_scaled(config.size.decoder, factor)
     )
     steps = max(len(config.recipe.rungs), round(config.recipe.steps * factor**2))
     level = replace(
         config,
-        name=f"{config.name}.ladder-{factor:g}",
+        name=name,
         seeds=seeds,
         replicates=seeds,
         trials=seeds * len(designs),

@@ -23,6 +23,7 @@ _REQUEUES = 10  # of a Slurm job that ended with an error or at its time limit
 _RESTARTS = 3  # by torchrun, of all processes, without a new job
 _PORT = 29_500  # torch's own
 _GRACE = 300  # seconds before the time limit, for a last checkpoint
+_PATIENCE = 120  # seconds that torchrun, once asked to end, leaves its ranks for their step and that checkpoint
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def slurm_script(plan: Plan, file: Path, cluster: Cluster, home: Path, slurm: Sl
         setup=f"{slurm.setup}\n" if slurm.setup else "",
         home=shlex.quote(str(home)),
         port=_PORT,
+        patience=_PATIENCE,
         arguments=shlex.join(arguments),
         requeues=_REQUEUES,
     )
@@ -108,6 +110,7 @@ _SCRIPT = """\
 #SBATCH --requeue
 
 set -u
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={patience}
 {setup}mkdir -p {home}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 

@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import ControllerError, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchTrainer, get_device
+from ray.util import placement_group, remove_placement_group
 
 from search_space.errors import UsageError
 from trainer.parallel import Parallel
@@ -26,6 +27,7 @@ from trainer.trial import Diverged, Interrupted, OutOfMemory, Progress, RungResu
 __all__ = ["RankDied", "pretrain_on_ray", "run_stages_on_ray"]
 
 _OWN = (UsageError, Diverged, OutOfMemory, Interrupted, Stalled)  # what `pretrain` raises on purpose
+_SOON = 5.0  # seconds in which a cluster with room for the ranks has given it to them
 _LOST_TOUCH = ("gloo", "NCCL", "Connection reset", "Connection closed")  # what the others say of a rank that ended
 
 
@@ -55,13 +57,20 @@ def pretrain_on_ray(
 
 
 def run_stages_on_ray(
-    plan: Plan, folder: Path, threads: int = 1, gpus: float | None = None, listener: ActorHandle | None = None
+    plan: Plan,
+    folder: Path,
+    threads: int = 1,
+    gpus: float | None = None,
+    listener: ActorHandle | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[RungResult]:
     """`trainer.stages.run_stages` with one Ray Train worker per rank of `plan.parallel`; as `pretrain_on_ray`.
 
-    The listener is told of the steps of all stages.
+    The listener is told of the steps of all stages. Where the cluster lacks room for all ranks this says so and waits
+    for it, as long as it takes.
     """
     config = {"plan": plan, "folder": str(folder.resolve()), "listener": listener}
+    _wait_for_room(plan.parallel.ranks, _resources(threads, gpus), say)
     _train(_stages_rank, config, plan.parallel, threads, gpus, plan.name)
     places = (stage_folder(folder, number, stage) for number, stage in enumerate(plan.stages))
     return [RungResult.load(RungResult.path(place, 1)) for place in places]
@@ -76,10 +85,9 @@ def _train(
     name: str,
 ) -> None:
     """Run `rank` on every rank. Raises what it raises, and `RankDied`."""
-    gpus = float(torch.cuda.is_available()) if gpus is None else gpus
     config |= {"parallel": asdict(parallel), "threads": threads}
-    resources = {"CPU": threads} | ({"GPU": gpus} if gpus else {})
-    scaling: Any = ScalingConfig(num_workers=parallel.ranks, use_gpu=gpus > 0, resources_per_worker=resources)
+    resources = _resources(threads, gpus)
+    scaling: Any = ScalingConfig(num_workers=parallel.ranks, use_gpu="GPU" in resources, resources_per_worker=resources)
     run: Any = RunConfig(name=name, storage_path=f"{config['folder']}/ray")
     try:
         TorchTrainer(rank, train_loop_config=config, scaling_config=scaling, run_config=run).fit()
@@ -87,6 +95,25 @@ def _train(
         raise _cause(list(error.worker_failures.values())) from error
     except ControllerError as error:
         raise RankDied(" ".join(str(error.controller_failure).split())) from error
+
+
+def _resources(threads: int, gpus: float | None) -> dict[str, float]:
+    """Of a rank, as Ray counts them."""
+    gpus = float(torch.cuda.is_available()) if gpus is None else gpus
+    return {"CPU": threads} | ({"GPU": gpus} if gpus else {})
+
+
+def _wait_for_room(ranks: int, resources: dict[str, float], say: Callable[[str], None]) -> None:
+    """Ray Train would wait in silence. What is asked for here also has an autoscaler add nodes."""
+    room = placement_group([resources] * ranks)
+    try:
+        if not room.wait(_SOON):
+            wanted = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+            say(f"no room for {ranks} ranks of {wanted} each; waits for nodes")
+            while not room.wait(60):
+                pass
+    finally:
+        remove_placement_group(room)
 
 
 def _cause(failures: list[Exception]) -> Exception:

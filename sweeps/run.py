@@ -73,7 +73,7 @@ def run_sweep(
     home, folder, resolved = home.of(config), home.sweep(config.name), dump(config)
     if config.metric == "parallel" and config.recipe.format == "published":
         raise UsageError("metric: the published format trains no parallel reconstruction; choose continue")
-    _refuse_changes(folder, resolved)
+    _refuse_changes(folder, config)
     _refuse_size(config)
     reachable("study_url", home.study_url)
     knock(config.address)
@@ -143,16 +143,24 @@ def _corpus(config: SweepConfig, home: Home, folder: SweepFolder) -> Corpus:
     return corpus
 
 
-def _refuse_changes(folder: SweepFolder, resolved: str) -> None:
+def _refuse_changes(folder: SweepFolder, config: SweepConfig) -> None:
     if not folder.config.exists():
         return
-    saved = dump(load(str(folder.config)))  # with the defaults of keys that have come since
-    changed = [k for k in differences(hide(saved), hide(resolved)) if k not in CHANGEABLE]
+    saved = load(str(folder.config))  # with the defaults of keys that have come since
+    free = CHANGEABLE | _grown(saved, config)
+    changed = [k for k in differences(hide(dump(saved)), hide(dump(config))) if k not in free]
     if changed:
         raise UsageError(
             f"{changed[0]}: sweep {folder.path.name!r} exists with another value ({len(changed)} keys differ: "
             f"{', '.join(changed)}); give the new sweep its own name with name=NEW, or keep the settings"
         )
+
+
+def _grown(saved: SweepConfig, config: SweepConfig) -> set[str]:
+    """Keys in which a grid has only become larger: what was planned of it before still is. (Optuna lets no space of
+    designs grow.)"""
+    grid = saved.sampler == config.sampler == "grid"
+    return {"replicates"} if grid and config.replicates >= saved.replicates else set()
 
 
 def _refuse_size(config: SweepConfig) -> None:

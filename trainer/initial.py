@@ -18,7 +18,7 @@ from search_space.compressor import Compressor
 from search_space.errors import UsageError
 from trainer import exported
 
-__all__ = ["check_initial", "load_initial"]
+__all__ = ["check_initial", "config_here", "load_initial"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -39,6 +39,28 @@ def load_initial(model: Compressor, encoder: str, decoder: str) -> None:
             exported.load_encoder(model, reads)
         else:
             qwen3.load_into(model.encoder, reads, fewer_rows=True)
+
+
+def config_here(name: str, part: str) -> Path | None:
+    """The folder that says the shape of initial weights, for `part` encoder or decoder; nothing is fetched.
+
+    None for a name that is not in the Hub's cache on this machine, and where nothing is.
+    """
+    folder: Path | None = Path(name).expanduser()
+    if not folder.is_dir() and _NAME.fullmatch(name):
+        folder = _cached(name)
+    if folder and exported.is_exported(folder):
+        folder /= part
+    return folder if folder and (folder / "config.json").is_file() else None
+
+
+def _cached(name: str) -> Path | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def check_initial(model: Compressor, encoder: str, decoder: str) -> None:

@@ -54,9 +54,10 @@ def promote(
     Exit code 1 where it is refused; the reasons are in promotion/decision.yaml, in the report and in MLflow.
     """
     from sweeps.fleet import Cluster
-    from sweeps.promote import Wish, save
     from sweeps.promote import promote as decide
+    from sweeps.promote import save
     from sweeps.rehearse import rehearse
+    from sweeps.scale_up import Wish
 
     place = Home(home).saved(name)
     shapes, weights = (encoder, decoder), (encoder_weights, decoder_weights)
@@ -109,6 +110,11 @@ def _say(console: Console, found: "Promotion") -> None:
         cells = (f"{stage.steps:,}", large(stage.encoder_tokens), large(stage.decoder_tokens))
         table.add_row(stage.name, rates, *cells)
     console.print(table)
+    if unlike := found.record["prediction"].get("unlike"):
+        said = f"is of a run like the ladder's, and the plan's has {'; '.join(unlike)}"
+        console.print(f"  the prediction: {escape(said)}", soft_wrap=True, highlight=False)
+    for what in found.record["assumed"]:
+        console.print(f"  assumed: {escape(what)}", soft_wrap=True, highlight=False)
     if found.cost:
         _cost(console, found.cost)
 

@@ -69,6 +69,7 @@ def ladder(
     seeds: Annotated[int, typer.Option(help="Of every design on every level.")] = 3,
     sizes: Annotated[str, typer.Option(help="Factors on the sweep's widths; squared, on steps.")] = "0.5,1,2",
     workers: Annotated[int, typer.Option(help="Trials at a time.", show_default="the sweep's")] = 0,
+    ladder_name: Annotated[str, typer.Option("--name", help="Of the ladder; levels are SWEEP.NAME-SIZE.")] = "ladder",
     home: HomePath = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -76,14 +77,14 @@ def ladder(
     from sweeps.ladder import note_levels, plan_ladder
 
     place = Home(home)
-    plan = plan_ladder(place, name, top, seeds, _factors(sizes), design or [])
+    plan = plan_ladder(place, name, top, seeds, _factors(sizes), design or [], ladder_name)
     from lclab.live import Live
     from lclab.reporting import make_report, read_ladder
     from lclab.show import show_ladder
     from sweeps.run import run_sweep
 
     console = make_console(stderr=as_json)
-    again = f"The same command continues: lclab sweep ladder {name}{at(home)}"
+    again = "The same command continues."
     note_levels(place, name, plan)
     for level in plan.levels:
         level = replace(level, workers=workers or level.workers)

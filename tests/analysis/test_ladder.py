@@ -2,8 +2,11 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from analysis.ladder import FEWEST_LEVELS, Level, Target, analyse_ladder
+from analysis.ladder import FEWEST_LEVELS, OTHER_RATIO, Level, Target, analyse_ladder, other_ratio
+from analysis.levels import Step
 from analysis.table import to_frame
 from search_space.errors import UsageError
 from tests.analysis.ladders import ARM, OTHER, SIZES, TRUTHS, Truth, ladder, target
@@ -158,6 +161,16 @@ def test_another_ratio_of_tokens_and_three_levels_are_noted():
     assert "reads 1e+03 tokens per parameter and the levels 20 to 20" in found.notes[0]
     assert found.notes[-1] == "3 levels cannot tell the floor of a law, so the intervals allow for any"
     assert not found.arms[0].law.identified and found.arms[0].law.E == 0 and found.arms[0].E[1] > 1
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), st.floats(1e-6, 1e6), st.integers(1, 10**9))
+def test_a_target_is_of_another_kind_beyond_twice_the_levels_ratios(ratios: list[float], own: float, size: int) -> None:
+    """Whatever the sizes are."""
+    steps = [Step(str(i), size * 10**i, r * size * 10**i, 1.0, 0.0, 1) for i, r in enumerate(ratios)]
+    other = other_ratio(steps, Target(size, own * size))
+    if not min(abs(own / r - f) < 1e-6 for r in ratios for f in (OTHER_RATIO, 1 / OTHER_RATIO)):
+        assert bool(other) == (own > OTHER_RATIO * max(ratios) or own < min(ratios) / OTHER_RATIO)
+    assert not other or f"{own:.3g} tokens per parameter" in other
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ COMMANDS = {
         *("--kind", "--dry-run", "--address", "--image", "--workers"),
         *("--memory", "--claim", "--secret", "--home", "--help"),
     },
-    "sweep ladder": {"--top", "--design", "--seeds", "--sizes", "--workers", "--home", "--json", "--help"},
+    "sweep ladder": {"--top", "--design", "--seeds", "--sizes", "--workers", "--home", "--name", "--json", "--help"},
     "sweep status": {"--home", "--json", "--help"},
     "sweep stop": {"--home", "--help"},
     "report": {"--home", "--json", "--help"},

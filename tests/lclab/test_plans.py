@@ -1,84 +1,24 @@
 """`lclab train PLAN` for real: four stages on two FSDP ranks, by torchrun and by Ray Train, killed and continued."""
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
 from sweeps.home import Home
-from tests.processes import descendants, wait_for
+from tests.lclab.plan_runs import ROOT, STEPS, end, kill_a_rank, kill_all, reaches, run_of, start, torchrun
+from tests.processes import wait_for
 from tests.trainer.staged import plan
 from tests.trainer.test_stages import assert_same_run, folders
-from trainer import checkpoint
 from trainer.corpus import Corpus
-from trainer.parallel import Parallel
-from trainer.plan import dump
 from trainer.stages import read_state
 from trainer.trial import RungResult
 
-STEPS = 40
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def plan_file(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("plan") / "plan.yaml"
-    wanted = plan(corpus.folder, Parallel("fsdp", devices=2), STEPS)
-    evidence = {"prediction": {"loss": 5.0, "low": 1.0, "high": 9.0}}
-    file.write_text(dump(replace(wanted, tokenizer=corpus.manifest["tokenizer"], evidence=evidence)))
-    return file
-
-
-def start(home: Path, file: Path, *options: str, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    command = [sys.executable, *launcher, "-m", "lclab", "train", str(file), "--home", str(home), "--json", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1, start_new_session=True)
-
-
-def torchrun(home: Path, file: Path) -> "subprocess.Popen[str]":
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
-    return start(home, file, launcher=launcher)
-
-
-def end(child: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, err = child.communicate(timeout=300)
-    assert child.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def whole(plan_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of a run by torchrun that nothing happened to."""
-    home = tmp_path_factory.mktemp("whole")
-    told = end(torchrun(home, plan_file))
-    assert told["verdict"] == "inside" and told["low"] == 1.0
-    return home
-
-
-def run_of(home: Path) -> Path:
-    return home / "plans" / "staged"
-
-
-def reaches(home: Path, stage: int, step: int) -> Callable[[], bool]:
-    """Whether a run has written its checkpoint of a step of a stage."""
-    return lambda: checkpoint.path_of(folders(run_of(home))[stage], step).exists()
-
-
-def kill_a_rank(child: "subprocess.Popen[str]", name: str) -> None:
-    """The last that was started, by SIGKILL."""
-    ranks = [pid for pid, line in descendants(child.pid) if name in line and "torch.distributed.run" not in line]
-    assert ranks
-    os.kill(max(ranks), signal.SIGKILL)
 
 
 def test_torchrun_killed_in_a_stage_and_between_two(whole: Path, plan_file: Path, tmp_path: Path) -> None:
@@ -87,10 +27,7 @@ def test_torchrun_killed_in_a_stage_and_between_two(whole: Path, plan_file: Path
     wait_for(reaches(tmp_path, 1, 10), child)
     kill_a_rank(child, "lclab train")
     wait_for(lambda: RungResult.path(folders(run_of(tmp_path))[1], 1).exists(), child)
-    os.killpg(child.pid, signal.SIGKILL)
-    for pid, _ in descendants(child.pid):
-        os.kill(pid, signal.SIGKILL)
-    child.communicate()
+    kill_all(child)
     assert not RungResult.path(folders(run_of(tmp_path))[3], 1).exists(), "too late to show anything"
     end(torchrun(tmp_path, plan_file))
     assert_same_run(run_of(tmp_path), run_of(whole))

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from lclab.__main__ import main
 from sweeps.fleet import Cluster
 from sweeps.home import Home
-from sweeps.promote import Wish, promote, read_decision
+from sweeps.promote import promote, read_decision
 from sweeps.registry import PROMOTED
+from sweeps.scale_up import Wish
 from sweeps.tables import refresh_tables
 from tests.sweeps.promotable import ARM, BASELINE, SWEEP, home_of, made_up_ladder, made_up_sweep
 from tests.sweeps.virtual import MINI
@@ -221,13 +222,14 @@ def test_from_a_sweep_to_an_export(lclab: Callable[..., Said], text_folder: Path
     )
     assert sweep.code == 0, sweep.err
     levels: list[dict[Path, int]] = []
-    for _ in range(2):
-        ladder = lclab("sweep", "ladder", "mini", "--top", 1, "--seeds", 2, "--home", home, "--json")
+    for seeds in (2, 2, 3):
+        ladder = lclab("sweep", "ladder", "mini", "--top", 1, "--seeds", seeds, "--home", home, "--json")
         assert ladder.code == 0, ladder.err
         told = json.loads(ladder.out.splitlines()[-1])
         assert told["levels"] == [f"mini.ladder-{factor}" for factor in ("0.5", "1", "2")] and not told["trouble"]
         levels.append({path: path.stat().st_mtime_ns for path in home.glob("mini.ladder-*/trials/*/rung-*.json")})
     assert len(levels[0]) == 24 and levels[1] == levels[0], "what was trained is not trained again"
+    assert len(levels[2]) == 36 and levels[2].items() > levels[0].items(), "a third seed is added"
     promoted = lclab("promote", "mini", *SMALL[:4], "--tokens", "3e-7", *SMALL[6:], "--force", "--home", home)
     assert promoted.code == 0, promoted.err
     decided = read_decision(Home(home).sweep("mini"))

@@ -11,13 +11,14 @@ from sweeps.executor import Job
 from sweeps.home import Home
 from sweeps.ladder import note_levels, plan_ladder
 from sweeps.ledger import Ledger
+from sweeps.scale_up import Wish
 from sweeps.tables import refresh_tables
 from tests.analysis.ladders import Truth
 from tests.sweeps.virtual import config, run
 from trainer.corpus import Corpus
 from trainer.trial import Heldout, RungResult
 
-__all__ = ["ARM", "BASELINE", "LADDER", "SWEEP", "home_of", "made_up_ladder", "made_up_sweep"]
+__all__ = ["ARM", "BASELINE", "LADDER", "SMALL", "SWEEP", "home_of", "made_up_ladder", "made_up_sweep"]
 
 BASELINE, ARM = "mean-w16-causal-mlp-O0-n4", "concat-w16-causal-mlp-O0-n4"
 SWEEP = config(
@@ -25,6 +26,8 @@ SWEEP = config(
     *("controls=[blind,encoderless]", "pruner=none", f"space.designs=[{BASELINE},{ARM}]"),
     *("recipe.format=published", "recipe.piece=256", "recipe.documents=6", "recipe.steps=48"),
 )
+SMALL = Wish(encoder="base", decoder="base", tokens=1e-6, batch=2048, length=256)
+"""A run of the sweep's own size on its own corpus."""
 LADDER = (0.5, 1.0, 2.0)
 TRUTHS = {BASELINE: Truth(2.0, 0.05), ARM: Truth(1.8, 0.05)}
 NOISE, DOCUMENTS = 0.002, 6

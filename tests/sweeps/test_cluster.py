@@ -1,15 +1,13 @@
 """Sweeps on a cluster of several nodes, all on this machine: nodes that go and come, Ray Client, GPUs, ranks."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -24,7 +22,8 @@ from search_space.errors import UsageError
 from sweeps.executor import Event, Failed, Finished, Job, Stopped
 from sweeps.home import Home
 from sweeps.ray_executor import CODE, RayExecutor
-from tests.processes import descendants, wait_for
+from tests.processes import descendants, free_port, wait_for
+from tests.ray_nodes import add_node, bare_cluster
 from tests.sweeps.virtual import MINI
 from tests.test_architecture import MAY_IMPORT
 from tests.tiny import RECIPE, SIZE
@@ -34,14 +33,6 @@ from trainer.trial import RungResult, TrialSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-STORE = 100 * 2**20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
 def client_port() -> int:
@@ -50,24 +41,15 @@ def client_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(client_port: int) -> Iterator[Cluster]:
-    """A head without CPUs. Who needs nodes adds them."""
-    folder = tempfile.mkdtemp(prefix="ray")  # short: Ray keeps sockets there
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE, "temp_dir": folder}
-    cluster = Cluster(initialize_head=True, head_node_args=head | {"ray_client_server_port": client_port})
-    yield cluster
-    cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with bare_cluster(ray_client_server_port=client_port) as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> Iterator[Callable[..., object]]:
     """Adds a node; those that are left go after the test."""
     before = list(cluster.list_all_nodes())
-
-    def add(cpus: int = 1, gpus: int = 0) -> object:
-        return cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=STORE)
-
-    yield add
+    yield partial(add_node, cluster)
     for node in cluster.list_all_nodes():
         if node not in before:
             cluster.remove_node(node)

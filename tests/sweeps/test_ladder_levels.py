@@ -1,18 +1,23 @@
 """The levels of a ladder: ordinary sweeps over the sweep's best designs, each of a size and a budget of its own."""
 
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import FrozenTrial, TrialState
 
 from search_space.design import Design
 from search_space.errors import UsageError
+from search_space.space import Space
 from search_space.transformer import Shape
-from sweeps.config import Limits, dump, load
+from sweeps.config import Limits, SweepConfig, dump, load
 from sweeps.home import Home
 from sweeps.ladder import _scaled, levels_of, note_levels, plan_ladder, read_levels
+from sweeps.run import _refuse_changes
 from tests.sweeps.promotable import ARM, BASELINE, SWEEP, home_of, made_up_ladder, made_up_sweep
 from trainer.corpus import Corpus
 
@@ -97,6 +102,47 @@ def test_levels_with_a_table_are_read(corpus: Corpus, tmp_path: Path) -> None:
     for level, planned in zip(levels, plan_ladder(home, NAME).levels, strict=True):
         assert level.parameters == planned.cost(Design.parse(BASELINE)).parameters
         assert set(level.frame["design"]) == {BASELINE, ARM} and level.frame["seed"].nunique() == 3
+
+
+def test_a_ladder_gets_more_seeds_and_forgets_none(corpus: Corpus, tmp_path: Path) -> None:
+    home = home_of(tmp_path, corpus)
+    made_up_sweep(home, corpus)
+    before = plan_ladder(home, NAME, seeds=3).levels
+
+    def train(level: SweepConfig) -> list[FrozenTrial]:
+        return made_up_sweep(home, corpus, level).trials()
+
+    def known(trials: list[FrozenTrial]) -> list[tuple[int, object, object]]:
+        return [(t.number, t.user_attrs, t.intermediate_values) for t in trials]
+
+    ended = [train(level) for level in before]
+    for wanted, seeds in ((2, 3), (4, 4)):
+        for level, old in zip(plan_ladder(home, NAME, seeds=wanted).levels, ended, strict=True):
+            assert level.seeds == level.replicates == seeds
+            _refuse_changes(home.sweep(level.name), level)
+            trials = train(level)
+            assert known(trials[: len(old)]) == known(old) and all(t.state == TrialState.COMPLETE for t in trials)
+            runs = Counter((t.user_attrs["design"], t.user_attrs["seed"]) for t in trials)
+            assert runs == Counter((design, seed) for design in (BASELINE, ARM) for seed in range(seeds))
+    with pytest.raises(UsageError, match=r"^replicates: sweep 'small.ladder-0.5' exists with another value"):
+        _refuse_changes(home.sweep(before[0].name), before[0])
+
+
+def test_other_designs_want_another_ladder(corpus: Corpus, tmp_path: Path) -> None:
+    home, third = home_of(tmp_path, corpus), "mean-w16-bidirectional-mlp-O0-n4"
+    made_up_sweep(home, corpus, replace(SWEEP, trials=11, space=Space(designs=[BASELINE, ARM, third])))
+    first = plan_ladder(home, NAME, designs=[ARM])
+    note_levels(home, NAME, first)
+    for level in first.levels:
+        made_up_sweep(home, corpus, level)
+    said = f"designs: small.ladder-0.5 was begun without {third}, with {BASELINE}, {ARM}; go on with these by --design,"
+    with pytest.raises(UsageError, match=f"^{re.escape(said)} or begin another ladder with --name"):
+        plan_ladder(home, NAME, designs=[third])
+    second = plan_ladder(home, NAME, designs=[third, ARM], name="second")
+    note_levels(home, NAME, second)
+    assert levels_of(home, NAME) == [f"{NAME}.second-{factor}" for factor in ("0.5", "1", "2")]
+    note_levels(home, NAME, plan_ladder(home, NAME, designs=[ARM]))
+    assert levels_of(home, NAME) == [level.name for level in first.levels]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_the_slurm_script_runs_torchrun_on_every_node_and_is_begun_again(tmp_pat
     """Run for real, with stand-ins for Slurm's commands and for Python that note what they are asked."""
     commands = {
         "srun": 'shift; exec "$@"',
-        "python": f'printf "%s\\n" "$@" > {tmp_path}/asked; exit "${{FAILS:-0}}"',
+        "python": f'printf "%s\\n" "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" "$@" > {tmp_path}/asked; exit "${{FAILS:-0}}"',
         "scontrol": f'if [ "$1" = show ]; then printf "n1\\nn2\\nn3\\n"; else echo "$@" >> {tmp_path}/requeued; fi',
     }
     for name, text in commands.items():
@@ -93,7 +93,9 @@ def test_the_slurm_script_runs_torchrun_on_every_node_and_is_begun_again(tmp_pat
         return subprocess.run(["bash", str(tmp_path / "job.sh")], env=around | more).returncode
 
     assert run() == 0 and not (tmp_path / "requeued").exists() and (tmp_path / "my runs").is_dir()
-    asked = (tmp_path / "asked").read_text().splitlines()
+    patience, *asked = (tmp_path / "asked").read_text().splitlines()
+    before_the_limit = int(text.split("--signal=TERM@")[1].split()[0])
+    assert 30 < int(patience) < before_the_limit, "torchrun would kill ranks in the midst of their last checkpoint"
     assert asked[:2] == ["-m", "torch.distributed.run"]
     arguments = get_args_parser().parse_args(asked[2:])
     assert (arguments.nnodes, arguments.nproc_per_node, arguments.rdzv_backend) == ("3", "4", "c10d")

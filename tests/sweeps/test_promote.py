@@ -7,32 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
 from analysis.gate import Decision
 from lclab.reporting import make_report
-from search_space.axes.shape import QWEN3
 from search_space.errors import UsageError
+from search_space.space import Space
 from sweeps.fleet import Cluster
 from sweeps.home import Home
 from sweeps.mlflow_server import settle
-from sweeps.promote import HORIZON, Promotion, Wish, plan_for, promote, read_decision, save, target_of
+from sweeps.promote import Promotion, promote, read_decision, save
 from sweeps.registry import ALIAS, PROMOTED, register_decision
+from sweeps.scale_up import Wish, target_of
 from tests.analysis.ladders import Truth
-from tests.sweeps.promotable import ARM, BASELINE, SWEEP, home_of, made_up_ladder, made_up_sweep
+from tests.sweeps.promotable import ARM, BASELINE, SMALL, SWEEP, home_of, made_up_ladder, made_up_sweep
 from trainer.corpus import Corpus
-from trainer.optim import OptimConfig, PartConfig
-from trainer.plan import Rates, dump, load
+from trainer.plan import dump, load
 from trainer.prepare import CorpusConfig, prepare
 from trainer.stages import run_stages
 from trainer.trial import Interrupted
 
 NAME = SWEEP.name
-SMALL = Wish(encoder="base", decoder="base", tokens=1e-6, batch=2048, length=256)
-"""A run of the sweep's own size on its own corpus."""
 MINIATURE_OF = "concat-w1024-causal-mlp-O0"  # a ratio of 16 is not spelled
 
 
@@ -79,17 +75,6 @@ def test_the_record_says_who_when_and_of_what(finished: Home, corpus: Corpus) ->
     assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(record)))) == record
 
 
-@pytest.mark.parametrize("encoder", ["0.6b", "4b"])
-@pytest.mark.parametrize("decoder", ["0.6b", "4b", "8b"])
-def test_axes_are_carried_to_published_sizes(encoder: str, decoder: str) -> None:
-    plan = plan_for(SWEEP, ARM, Wish(encoder=encoder, decoder=decoder), None)
-    assert plan.design == ARM and plan.name == f"{NAME}-{ARM}-{encoder}-{decoder}"
-    assert (plan.size.encoder, plan.size.decoder) == (QWEN3[encoder], QWEN3[decoder])
-    assert plan.size.vocab >= 151_669 and plan.size.embeddings == "separate"
-    assert target_of(plan).parameters > 0.9e9 * (float(encoder[:-1]) + float(decoder[:-1]))
-    assert plan.metric == "continue" and len(plan.stages) == 4
-
-
 def test_a_miniature_is_trained_as_what_it_stands_for(finished: Home) -> None:
     found = promote(finished, NAME, replace(SMALL, carried=MINIATURE_OF, tokens=1.0, batch=4_194_304, length=256,
                                             encoder="0.6b", decoder="0.6b"))  # fmt: skip
@@ -101,44 +86,28 @@ def test_a_miniature_is_trained_as_what_it_stands_for(finished: Home) -> None:
     assert found.record["prediction"]["why"] == f"the ladder trained {ARM}, and the plan trains {MINIATURE_OF}"
 
 
-@given(st.floats(1e-3, 1.0), st.sampled_from(["muon", "adamw"]))
-def test_rates_from_scratch_follow_the_horizon(tokens: float, kind: Any) -> None:
-    optim = OptimConfig(kind=kind, muon_rate=0.02, adamw_rate=0.005, weight_decay=0.03)
-    config = replace(SWEEP, recipe=replace(SWEEP.recipe, optim=optim, floor=0.1))
-    plan = plan_for(config, ARM, replace(SMALL, tokens=tokens, encoder="l2", decoder="base", batch=2**20), None)
-    trained_on = config.recipe.steps * config.recipe.piece * config.recipe.pieces
-    factor = (target_of(plan).tokens / trained_on) ** HORIZON
-    peak = factor * (0.02 if kind == "muon" else 0.005)
-    assert all(rate == pytest.approx(peak) for stage in plan.stages for rate in vars(stage.rates).values())
-    assert (plan.optim.muon_rate, plan.optim.adamw_rate) == pytest.approx((0.02 * factor, 0.005 * factor))
-    assert plan.lowest == pytest.approx(0.1 * peak) and plan.decay == Rates(0.03, 0.03, 0.03)
-    for stage in plan.stages:
-        of = plan.recipe(stage).optim.of("decoder")
-        assert (of.muon_rate if kind == "muon" else of.adamw_rate) == pytest.approx(peak)
+LIKE = 8e-8  # times the published tokens: about as many per parameter as on the levels
 
 
-def test_a_part_keeps_what_it_has_of_its_own() -> None:
-    optim = OptimConfig(adapter=PartConfig(muon_rate=0.04), encoder=PartConfig(weight_decay=0.5))
-    config = replace(SWEEP, recipe=replace(SWEEP.recipe, optim=optim))
-    plan, usual = (plan_for(c, ARM, SMALL, None) for c in (config, SWEEP))
-    for own, rest in zip(plan.stages, usual.stages, strict=True):
-        assert own.rates == replace(rest.rates, adapter=pytest.approx(4 * rest.rates.adapter))
-    assert plan.decay == replace(usual.decay, encoder=0.5)
-
-
-def test_trained_weights_take_the_published_rates() -> None:
-    plan = plan_for(SWEEP, ARM, Wish(encoder_weights="lab/encoder", decoder_weights="lab/decoder"), None)
-    assert [stage.rates for stage in plan.stages][:2] == [Rates(1e-3), Rates(6e-5, 6e-5)]
-    assert (plan.encoder, plan.decoder, plan.optim.kind, plan.lowest) == ("lab/encoder", "lab/decoder", "adamw", 1e-6)
-    assert plan.decay == Rates(adapter=0.01, encoder=0.01, decoder=0.0)
-
-
-def test_a_prediction_is_carried_over_where_losses_are_of_one_kind(finished: Home, corpus: Corpus) -> None:
-    found = promote(finished, NAME, SMALL)
+@pytest.mark.parametrize("tokens", [LIKE / 9, LIKE, LIKE * 9])
+def test_a_prediction_is_carried_over_where_loss_and_run_are_of_one_kind(finished: Home, tokens: float) -> None:
+    """The run, if it reads as much text for its size as the levels did."""
+    found = promote(finished, NAME, replace(SMALL, tokens=tokens))
     told = found.decision.prediction
     assert told is not None and told.trusted and found.plan is not None
-    assert found.record["prediction"] == {"loss": told.loss, "low": told.low, "high": told.high}
-    assert told.tokens == target_of(found.plan).tokens and told.parameters == target_of(found.plan).parameters
+    target = target_of(found.plan)
+    assert (told.tokens, told.parameters) == (target.tokens, target.parameters)
+    if tokens == LIKE:
+        carried = found.record["prediction"]
+        assert (carried["loss"], carried["low"], carried["high"]) == (told.loss, told.low, told.high)
+        several, larger = carried["unlike"]
+        assert several.startswith("4 schedules in a row") and larger.startswith("steps of ")
+        assert promote(finished, NAME, replace(SMALL, tokens=tokens, batch=500)).record["prediction"]["unlike"] == [
+            several
+        ]
+    else:
+        assert found.record["prediction"]["loss"] is None
+        assert "tokens per parameter and the levels" in found.record["prediction"]["why"]
 
 
 def other_text(folder: Path, corpus: Corpus) -> Path:
@@ -291,6 +260,19 @@ def test_the_report_has_the_decision(home: Home) -> None:
     for page in (folder.report, folder.report.with_suffix(".md")):
         text = page.read_text().replace("\\", "")
         assert f"Refused: {ARM}" in text and "no ladder" in text
+
+
+def test_the_report_says_why_a_ladder_is_not_shown(corpus: Corpus, tmp_path: Path) -> None:
+    """Widths that a published run does not have in common leave no target to see it from."""
+    tied = replace(SWEEP, size=replace(SWEEP.size, embeddings="separate"), baseline=f"{BASELINE}-tied")
+    tied = replace(tied, space=Space(designs=[f"{BASELINE}-tied", ARM]))
+    home = home_of(tmp_path, corpus)
+    made_up_sweep(home, corpus, tied)
+    (home.sweep(NAME).path / "ladder.json").write_text('{"levels": []}')
+    folder = home.sweep(NAME)
+    make_report(folder)
+    for page in (folder.report, folder.report.with_suffix(".md")):
+        assert "There is no ladder: the published run" in page.read_text() and "cannot be tied" in page.read_text()
 
 
 @pytest.mark.slow
