@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from search_space.errors import UsageError
 from search_space.files import write_json
 
-__all__ = ["Home", "SweepFolder", "hide", "reachable", "setting_up"]
+__all__ = ["Home", "SweepFolder", "experiment_of", "hide", "note_run", "reachable", "setting_up"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,16 @@ class Home:
     def sweeps(self) -> list[str]:
         return sorted(p.parent.name for p in self.path.glob("*/sweep.yaml"))
 
+    def plans(self) -> dict[str, Path]:
+        """Name and folder of the plans that were trained."""
+        return {path.parent.name: path.parent for path in sorted(self.path.glob("plans/*/plan.yaml"))}
+
+    def of_plan(self, folder: Path) -> "Home":
+        """This home with the URL of a plan that was trained."""
+        from omegaconf import OmegaConf
+
+        return self.of(OmegaConf.load(folder / "plan.yaml"))
+
     def sweep(self, name: str) -> SweepFolder:
         """The folder of a sweep, existing or not."""
         return SweepFolder(self.path / name)
@@ -178,6 +188,18 @@ class Home:
             known = ", ".join(self.sweeps()) or "none yet"
             raise UsageError(f"sweep: {name!r} is not in {self.path} (there: {known})")
         return self.sweep(name)
+
+
+def note_run(folder: Path, experiment: str, run: str) -> None:
+    """Keep MLflow's ids in a plan's folder, as `SweepFolder.note_runs` does in a sweep's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "mlflow.json", {"experiment": experiment, "run": run})
+
+
+def experiment_of(folder: Path) -> str:
+    """MLflow's id of a plan's experiment; empty where MLflow has not been reached yet."""
+    noted = folder / "mlflow.json"
+    return json.loads(noted.read_text())["experiment"] if noted.exists() else ""
 
 
 def hide(text: str) -> str:

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from search_space.design import Design
-from sweeps.home import Home
+from sweeps.home import Home, note_run
 from sweeps.mlflow_server import (
     EXPERIMENT_TAGS,
     FAULTS,
@@ -33,6 +33,7 @@ from trainer.stages import Outcome, StageState, read_state
 
 __all__ = ["PlanView"]
 
+_REASONS = {"lclab.reason", "mlflow.note.content"}  # tags that say why a run has failed
 _log = logging.getLogger(__name__)
 
 
@@ -61,8 +62,8 @@ class PlanView:
     def client(self) -> MlflowClient:
         return connect(self._home)
 
-    def close(self, status: str, outcome: Outcome | None = None) -> None:
-        """The run ends with MLflow's `status`, for now if there is no `outcome`."""
+    def close(self, status: str, outcome: Outcome | None = None, reason: str = "") -> None:
+        """The run ends with MLflow's `status`, for now if there is no `outcome`; `reason`: why it failed."""
         self._ended.set()
         self._thread.join()
         try:
@@ -72,6 +73,8 @@ class PlanView:
                 tags = [RunTag(f"lclab.outcome.{name}", value) for name, value in known.items()]
                 self.client.log_batch(self._run, tags=tags)
                 self.client.log_dict(self._run, vars(outcome), "outcome.yaml")
+            if reason:
+                self.client.log_batch(self._run, tags=[RunTag(name, reason) for name in _REASONS])
             if status == "SCHEDULED":
                 self.client.update_run(self._run, status)
             else:
@@ -116,6 +119,8 @@ class PlanView:
         found = self.client.search_runs([number], f"tags.`lclab.plan` = '{plan.name}'", max_results=1)
         if found:
             run = found[0].info.run_id
+            for name in _REASONS & found[0].data.tags.keys():  # it goes on
+                self.client.delete_tag(run, name)
         else:
             tags = {"lclab.plan": plan.name, "lclab.role": "promotion", "lclab.design": plan.design}
             tags |= {"lclab.sweep": str(plan.evidence["sweep"])} if "sweep" in plan.evidence else {}
@@ -130,6 +135,7 @@ class PlanView:
         metrics = self.client.get_run(run).data.metrics
         self._sent = {key: max(m.step for m in self.client.get_metric_history(run, key)) for key in metrics}
         self._run = run
+        note_run(self._folder, number, run)
 
 
 def _in_turn(state: list[StageState]) -> list[StageState]:

@@ -91,7 +91,8 @@ def register(client: MlflowClient, sweep: str, won: Winner, run: Run, more: Mapp
 def register_decision(
     client: MlflowClient, sweep: str, decision: Decision, frame: pd.DataFrame, more: Mapping[str, str]
 ) -> bool:
-    """Keep a decision as tags of a version of its design, which has the alias `promoted` unless it was refused.
+    """Keep a decision as tags of a version of its design, which has the alias `promoted` unless it was refused: a
+    refusal takes it from the same design, and leaves it where another one was promoted before.
 
     False where the design's trial is not in MLflow.
     """
@@ -108,10 +109,20 @@ def register_decision(
     evidence = {f"promotion.{name}": str(value) for name, value in told.items() if value not in (None, "")}
     sentence = f"{decision.status}: {decision.design}" + (f" ({told['reasons']})" if decision.reasons else "")
     won = Winner(int(first["trial"]), evidence, sentence)
-    version = _version(client, sweep, won, client.get_run(str(first["mlflow_run"])), more, decision.design)
+    run = client.get_run(str(first["mlflow_run"]))
+    version = _version(client, sweep, won, run, more, decision.design)
     if decision.status != "refused":
         client.set_registered_model_alias(sweep, PROMOTED, version)
+    elif _promoted(client, sweep) == run.info.run_id:
+        client.delete_registered_model_alias(sweep, PROMOTED)
     return True
+
+
+def _promoted(client: MlflowClient, sweep: str) -> str | None:
+    """The run of the version that has the alias."""
+    if PROMOTED not in client.get_registered_model(sweep).aliases:
+        return None
+    return client.get_model_version_by_alias(sweep, PROMOTED).run_id
 
 
 def _version(

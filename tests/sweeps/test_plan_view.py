@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from analysis import analyse
 from analysis.gate import Prediction, decide
+from sweeps.full_run import run_plan
 from sweeps.home import Home
 from sweeps.plan_view import PlanView
 from sweeps.registry import PROMOTED, register_decision
@@ -23,9 +24,9 @@ from tests.sweeps.made_up import made_up
 from tests.sweeps.test_tracking import CHOSEN, Shown, documented
 from tests.trainer.staged import STEPS, plan, stop_after
 from trainer.corpus import Corpus
-from trainer.plan import Plan, dump
+from trainer.plan import Plan, Rates, dump
 from trainer.stages import Outcome, outcome_of, read_state, run_stages, stage_folder
-from trainer.trial import Interrupted, RungResult
+from trainer.trial import Diverged, Interrupted, RungResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NEVER = 1e6  # seconds until the view looks by itself: here it is told to
@@ -124,6 +125,25 @@ def test_before_anything_is_trained_there_is_the_plan(corpus: Corpus, wanted: Pl
     assert run.data.tags["lclab.stage"] == "adapter" and not run.data.metrics
     file = MlflowClient(home.tracking_url).download_artifacts(run.info.run_id, "plan.yaml")
     assert Path(file).read_text() == dump(wanted)
+
+
+def test_a_failure_says_why_until_the_run_goes_on(corpus: Corpus, wanted: Plan, tmp_path: Path) -> None:
+    """A rate at which the loss is soon no number, and then one that trains."""
+    home, folder = Home(tmp_path), tmp_path / "plans/staged"
+    first = wanted.stages[0]
+    wild = replace(wanted, stages=[replace(first, rates=Rates(1e30, 1e30, 1e30)), *wanted.stages[1:]], lowest=1e30)
+    wild = replace(wild, optim=replace(wild.optim, clip=1e30))
+    folder.mkdir(parents=True)
+    with pytest.raises(Diverged):
+        run_plan(wild, folder, home, corpus, lambda: run_stages(wild, folder))
+    run = run_in(home, wanted)
+    assert run.info.status == "FAILED" and run.data.tags["lclab.reason"].startswith("Diverged: ")
+    assert run.data.tags["mlflow.note.content"] == run.data.tags["lclab.reason"]
+    shutil.rmtree(folder)
+    run_plan(wanted, folder, home, corpus, lambda: run_stages(wanted, folder))
+    again = run_in(home, wanted)
+    assert again.info.run_id == run.info.run_id and again.info.status == "FINISHED"
+    assert not {"lclab.reason", "mlflow.note.content"} & again.data.tags.keys()
 
 
 def test_another_process_goes_on_with_the_same_run(

@@ -315,6 +315,11 @@ def test_the_registry_has_the_decision(home: Home) -> None:
     assert not {"promotion.reasons", "promotion.predicted_low"} & again.tags.keys(), "of the decision before"
     assert client.get_model_version_by_alias(NAME, ALIAS).version == newest.version
 
+    assert register(refused), "the one that is promoted"
+    assert PROMOTED not in client.get_registered_model(NAME).aliases
+    assert register(refused) and register(found.decision)
+    assert client.get_model_version_by_alias(NAME, PROMOTED).run_id == runs[first]
+
 
 @pytest.mark.slow
 def test_a_plan_of_the_sweeps_own_size_can_be_trained(home: Home) -> None:
