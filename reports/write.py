@@ -11,7 +11,7 @@ from reports.html import render
 from reports.ladder import ladder_section
 from reports.markdown import markdown
 from search_space.errors import UsageError
-from search_space.files import whole
+from search_space.files import write_text
 
 __all__ = ["write"]
 
@@ -43,6 +43,5 @@ def write(
         "report.md": markdown(analysis, about.name, promotion),
     }
     for name, text in pages.items():
-        with whole(folder / name) as file:
-            file.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return analysis, [folder / name for name in pages]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "whole", "write_json"]
+__all__ = ["flush", "whole", "write_json", "write_text"]
 
 
 @contextmanager
@@ -23,9 +23,13 @@ def whole(path: Path) -> Generator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+def write_text(path: Path, text: str) -> None:
     with whole(path) as file:
-        file.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def flush(path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from search_space.errors import UsageError
+from search_space.files import write_text
 from sweeps.config import differences
 from sweeps.home import Home
 from sweeps.plan_view import PlanView
@@ -37,7 +38,7 @@ def claim(plan: Plan, folder: Path) -> None:
                 "give this run a name with name=NEW, or keep the settings"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(dump(plan))
+    write_text(kept, dump(plan))
 
 
 def run_plan(plan: Plan, folder: Path, home: Home, corpus: Corpus, train: Train) -> Outcome:

@@ -22,7 +22,7 @@ from analysis.table import load as load_table
 from search_space.axes.base import BASE
 from search_space.design import Design
 from search_space.errors import UsageError
-from search_space.files import write_json
+from search_space.files import write_json, write_text
 from search_space.space import Space
 from search_space.transformer import Shape
 from sweeps.config import Limits, SweepConfig, load
@@ -86,7 +86,7 @@ def note_levels(home: Home, sweep: str, plan: LadderPlan) -> None:
         folder = home.sweep(level.name)
         if not folder.corpus.exists():
             folder.path.mkdir(exist_ok=True)
-            folder.corpus.write_text(corpus)
+            write_text(folder.corpus, corpus)
     own = plan.levels[0].name.rpartition("-")[0]
     before = [name for name in levels_of(home, sweep) if name.rpartition("-")[0] == own]
     names = dict.fromkeys([*before, *(level.name for level in plan.levels)])

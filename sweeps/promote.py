@@ -19,6 +19,7 @@ from analysis.ladder import OTHER_RATIO, Ladder, Target, analyse_ladder, other_r
 from analysis.table import load as load_table
 from search_space.axes.shape import QWEN3
 from search_space.errors import UsageError
+from search_space.files import write_text
 from sweeps.config import SweepConfig, load
 from sweeps.fleet import Cluster, choose
 from sweeps.home import Home, SweepFolder
@@ -84,12 +85,12 @@ def save(home: Home, sweep: str, promotion: Promotion) -> Path:
     """Write the record, and the plan if there is one; the folder. A plan of before that is not confirmed goes."""
     folder = home.existing(sweep).path / FOLDER
     folder.mkdir(exist_ok=True)
-    (folder / "decision.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(promotion.record)))
+    write_text(folder / "decision.yaml", OmegaConf.to_yaml(OmegaConf.create(promotion.record)))
     plan = folder / "plan.yaml"
     if promotion.plan is None:
         plan.unlink(missing_ok=True)
     else:
-        plan.write_text(dump(promotion.plan))
+        write_text(plan, dump(promotion.plan))
     return folder
 
 
@@ -113,7 +114,7 @@ def ladder_of(home: Home, sweep: str, target: Target) -> tuple[Ladder | None, st
         return None, f"it was not trained; `lclab sweep ladder {sweep}` does"
     unfinished = [level.name for level in levels if read_status(home, level.name).unfinished]
     if unfinished:
-        return None, f"{', '.join(unfinished)} has trials left; `lclab sweep ladder {sweep}` goes on"
+        return None, f"{', '.join(unfinished)} has trials left; the command that began the ladder goes on"
     try:
         return analyse_ladder(levels, config.baseline, config.metric, target), ""
     except UsageError as error:

@@ -14,6 +14,7 @@ import torch
 from analysis import Analysis
 from search_space.design import Design
 from search_space.errors import UsageError
+from search_space.files import write_text
 from sweeps.aside import Aside
 from sweeps.config import SweepConfig, differences, dump, load
 from sweeps.driver import Driver, Snapshot
@@ -85,8 +86,8 @@ def run_sweep(
         if not folder.config.exists():  # what is wrong with a cluster is to be known before anything is written
             executor = held.enter_context(closing(_executor(config, say)))
         held.enter_context(folder.locked())
-        folder.config.write_text(resolved)
-        folder.corpus.write_text(_known_as(corpus, home))
+        write_text(folder.config, resolved)
+        write_text(folder.corpus, _known_as(corpus, home))
         with setting_up(home.study_url):
             ledger = Ledger(config, home.study_url)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from search_space.files import flush, whole
+from search_space.files import flush, write_text
 from trainer.together import first, share, together
 
 __all__ = ["CorruptCheckpoint", "Stored", "fill", "newest", "outline", "path_of", "read", "steps", "write"]
@@ -150,8 +150,7 @@ def _own_files(folder: Path) -> list[tuple[str, str]]:
 
 def _commit(tree: Any, files: dict[str, str], scratch: Path, path: Path) -> None:
     content = json.dumps({"tree": tree, "files": files})
-    with whole(scratch / _LIST) as file:
-        file.write_text(f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}")
+    write_text(scratch / _LIST, f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}")
     shutil.rmtree(path, ignore_errors=True)  # a damaged one: a good one would have been gone on from
     scratch.rename(path)
     flush(path.parent)

@@ -1,6 +1,6 @@
 """The plan of a promoted run: one design, a model size, its initial weights, and the stages that train it.
 
-Plain data, read from and written as one YAML file; `trainer.stages` runs it, `sweeps.promote` makes it. Tokens are
+Plain data, read from and written as one YAML file; `trainer.stages` runs it, `sweeps.scale_up` makes it. Tokens are
 counted as the decoder counts them: raw tokens that it reads, and one latent in place of N wrapped ones.
 """
 

@@ -29,7 +29,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from search_space.errors import UsageError
-from search_space.files import whole, write_json
+from search_space.files import whole, write_json, write_text
 from trainer.assemble import assemble
 from trainer.corpus import FORMAT, Corpus, digest_of, is_corpus
 from trainer.rows import Rows
@@ -204,8 +204,7 @@ class _Build:
             (self.work / kind).mkdir(parents=True, exist_ok=True)
         for left in self.scratch.glob(".*.part"):  # by a process that was killed
             left.unlink()
-        with whole(key) as file:
-            file.write_text(self.plan.key)
+        write_text(key, self.plan.key)
 
     def _look(self) -> Rows:
         """Steps 1 and 2. Refuses the first broken row in the order of the sources if that is wanted."""

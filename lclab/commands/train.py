@@ -13,6 +13,7 @@ from lclab.console import make_console
 from lclab.heldout import show_heldout
 from lclab.training import check_launch, first_rank, on_ray, step_bar, stopped_by_signals
 from search_space.errors import UsageError
+from search_space.files import write_text
 
 if TYPE_CHECKING:
     from sweeps.config import SweepConfig
@@ -77,7 +78,7 @@ def _claim(folder: Path, spec: "TrialSpec") -> None:
     if about.exists() and about.read_text() != settings:
         raise UsageError(f"name: {folder} was begun with other settings; give this run a name with name=NEW")
     folder.mkdir(parents=True, exist_ok=True)
-    about.write_text(settings)
+    write_text(about, settings)
 
 
 def _here(config: "SweepConfig", spec: "TrialSpec", folder: Path, console: Console) -> "RungResult":
