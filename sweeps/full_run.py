@@ -52,8 +52,8 @@ def run_plan(plan: Plan, folder: Path, home: Home, corpus: Corpus, train: Train)
     except (Interrupted, KeyboardInterrupt):
         view.close("SCHEDULED")
         raise
-    except (UsageError, Diverged, OutOfMemory) as error:
-        view.close("FAILED", reason=f"{type(error).__name__}: {error}")
+    except (UsageError, Diverged, OutOfMemory) as fault:
+        view.close("FAILED", fault=fault)
         raise
     view.close("FINISHED", outcome)  # after any other fault the next call goes on, and nobody should wait for MLflow
     return outcome

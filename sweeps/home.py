@@ -1,4 +1,4 @@
-"""Where a sweep keeps things, and the lock that lets one driver at a time write there.
+"""Where sweeps and promoted runs keep things, and the lock that lets one driver at a time write to a sweep.
 
 runs/                     home, shared by all sweeps
   optuna.db  mlflow.db  mlartifacts/  corpora/      the first three may be elsewhere: study_url, tracking_url, ...
@@ -6,6 +6,7 @@ runs/                     home, shared by all sweeps
   <sweep>/trials/0007/    checkpoints and rung results of trial 7
   <sweep>/trials.parquet  the tidy table     <sweep>/curves.parquet  training curves
   <sweep>/report.html     <sweep>/driver.lock    <sweep>/mlflow.json  experiment, and the run of each trial
+  plans/<plan>/plan.yaml  as it was last continued    plans/<plan>/mlflow.json  experiment and run
 """
 
 import json

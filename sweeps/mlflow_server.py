@@ -4,10 +4,13 @@ import getpass
 import json
 import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.git_utils import get_git_commit
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,7 +19,7 @@ from sweeps.home import Home, hide, setting_up
 from trainer.corpus import Corpus
 
 __all__ = [
-    *("EXPERIMENT_TAGS", "FAULTS", "LARGEST_BATCH"),
+    *("EXPERIMENT_TAGS", "FAULTS", "LARGEST_BATCH", "View"),
     *("connect", "dataset", "first_line", "provenance", "settle", "user"),
 ]
 
@@ -28,6 +31,36 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines for every run that ends, in the middle of --json
 }
+_log = logging.getLogger(__name__)
+
+
+class View:
+    """What is drawn in the MLflow of `home`. Faults of its server are logged: whatever is drawn can be drawn again."""
+
+    def __init__(self, home: Home) -> None:
+        settle()
+        self._home = home
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Made at the first use: it takes seconds to make a new database."""
+        return connect(self._home)
+
+    @contextmanager
+    def _forgiving(self, trouble: str) -> Generator[None]:
+        """A fault of the server ends what is done in here; the log says `trouble`."""
+        try:
+            yield
+        except FAULTS as error:
+            _log.warning("%s: %s", trouble, first_line(error))
+
+    def _experiment_of(self, name: str, tags: dict[str, str]) -> Experiment:
+        """The experiment of that name as it is, or made with `tags`."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            number = self.client.create_experiment(name, self._home.artifacts_of(name), EXPERIMENT_TAGS | tags)
+            found = self.client.get_experiment(number)
+        return found
 
 
 def settle() -> None:

@@ -109,20 +109,19 @@ def register_decision(
     evidence = {f"promotion.{name}": str(value) for name, value in told.items() if value not in (None, "")}
     sentence = f"{decision.status}: {decision.design}" + (f" ({told['reasons']})" if decision.reasons else "")
     won = Winner(int(first["trial"]), evidence, sentence)
-    run = client.get_run(str(first["mlflow_run"]))
-    version = _version(client, sweep, won, run, more, decision.design)
+    version = _version(client, sweep, won, client.get_run(str(first["mlflow_run"])), more, decision.design)
     if decision.status != "refused":
         client.set_registered_model_alias(sweep, PROMOTED, version)
-    elif _promoted(client, sweep) == run.info.run_id:
+    elif _promoted(client, sweep) == decision.design:
         client.delete_registered_model_alias(sweep, PROMOTED)
     return True
 
 
 def _promoted(client: MlflowClient, sweep: str) -> str | None:
-    """The run of the version that has the alias."""
+    """The design of the version that has the alias."""
     if PROMOTED not in client.get_registered_model(sweep).aliases:
         return None
-    return client.get_model_version_by_alias(sweep, PROMOTED).run_id
+    return client.get_model_version_by_alias(sweep, PROMOTED).tags["promotion.design"]
 
 
 def _version(

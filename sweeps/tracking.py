@@ -9,14 +9,12 @@ Every name of a param, metric, tag and artifact is in docs/mlflow.md. What is sh
 `pages`, the winner in `registry`.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,16 +25,7 @@ from sweeps import pages, registry
 from sweeps.config import SweepConfig
 from sweeps.home import Home
 from sweeps.ledger import Ledger
-from sweeps.mlflow_server import (
-    EXPERIMENT_TAGS,
-    FAULTS,
-    LARGEST_BATCH,
-    connect,
-    dataset,
-    first_line,
-    provenance,
-    settle,
-)
+from sweeps.mlflow_server import EXPERIMENT_TAGS, LARGEST_BATCH, View, dataset, provenance
 from sweeps.study import state_of
 from trainer.corpus import Corpus
 from trainer.trial import RungResult
@@ -50,15 +39,14 @@ STATUS = {
     TrialState.FAIL: "FAILED",
 }
 UNFINISHED = "SCHEDULED"  # a trial or sweep that waits for the next driver
-_log = logging.getLogger(__name__)
 
 
-class MlflowView:
+class MlflowView(View):
     """Shows `ledger` in MLflow. Faults of the tracking server are logged and made up for by the next update."""
 
     def __init__(self, ledger: Ledger, home: Home, corpus: Corpus, resolved: str) -> None:
-        settle()
-        self._ledger, self._home, self._corpus, self._resolved = ledger, home, corpus, resolved
+        super().__init__(home)
+        self._ledger, self._corpus, self._resolved = ledger, corpus, resolved
         self._config: SweepConfig = ledger.config
         self._about = provenance("lclab sweep run")
         self._cost = cache(self._config.cost)
@@ -70,15 +58,10 @@ class MlflowView:
         self._experiment = ""
         self._parent = ""
 
-    @cached_property
-    def client(self) -> MlflowClient:
-        """Made at the first use, when Ray's workers are on their way: it takes seconds to make a new database."""
-        return connect(self._home)
-
     def update(self, numbers: Iterable[int]) -> None:
         """Bring these trials, and any that are behind, up to date."""
         self._behind.update(numbers)
-        try:
+        with self._forgiving("MLflow is behind"):
             self._open()
             for number in sorted(self._behind):
                 self._draw(self._ledger.trial(number))
@@ -86,8 +69,6 @@ class MlflowView:
             if self._runs != self._noted:
                 self._home.sweep(self._config.name).note_runs(self._experiment, self._runs)
                 self._noted = dict(self._runs)
-        except FAULTS as error:
-            _log.warning("MLflow is behind by %d trials: %s", len(self._behind), first_line(error))
 
     def close(self, analysis: Analysis, frame: pd.DataFrame, artifacts: list[Path]) -> None:
         """The sweep has ended, or waits for its next driver: what `analysis` makes of its table, on the parent run.
@@ -97,7 +78,7 @@ class MlflowView:
         trials = self._ledger.trials()
         self.update(trial.number for trial in trials)
         unfinished = [t for t in trials if not t.state.is_finished()]
-        try:
+        with self._forgiving("MLflow was not told that the sweep ended"):
             self._open()
             self._judge(analysis, frame)
             for path in artifacts:
@@ -107,8 +88,6 @@ class MlflowView:
                 return
             for run in [self._parent, *(self._run(t) for t in unfinished if t.state == TrialState.RUNNING)]:
                 self.client.update_run(run, UNFINISHED)
-        except FAULTS as error:
-            _log.warning("MLflow was not told that the sweep ended: %s", first_line(error))
 
     def _judge(self, analysis: Analysis, frame: pd.DataFrame) -> None:
         """What the sweep has come to, on the parent run, on the trials of each arm and in the registry."""
@@ -144,16 +123,12 @@ class MlflowView:
         if self._parent:
             return
         name = self._config.name
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            where = self._home.artifacts_of(name)
-            self._experiment = self.client.create_experiment(name, where, EXPERIMENT_TAGS)
-        else:
-            self._experiment = experiment.experiment_id
+        experiment = self._experiment_of(name, {})
+        self._experiment = experiment.experiment_id
         about = {"mlflow.note.content": pages.describe_experiment(self._config, self._experiment)}
         about |= {"mlflow.experiment.primaryMetric.name": f"heldout_{self._config.metric}"}
         for key, value in (EXPERIMENT_TAGS | about | pages.saved_views(self._config)).items():
-            if experiment is None or experiment.tags.get(key) != value:
+            if experiment.tags.get(key) != value:
                 self.client.set_experiment_tag(self._experiment, key, value)
         start = min(map(_milliseconds, self._ledger.trials()), default=None)
         tags = {"lclab.sweep": name, "lclab.role": "sweep"} | self._about

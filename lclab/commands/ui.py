@@ -78,8 +78,9 @@ def _wait(servers: list["subprocess.Popen[bytes]"], port: int) -> None:
     except KeyboardInterrupt:
         return
     finally:
-        for server in servers:
+        for server in servers:  # all at once: each may take half a minute
             server.terminate()
+        for server in servers:
             server.wait()
     raise UsageError(f"port: a server ended by itself; is {port} or {port + 1} taken? Choose another with --port")
 

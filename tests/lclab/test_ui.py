@@ -7,11 +7,15 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from sweeps.home import Home
+from lclab.__main__ import app
+from search_space.errors import UsageError
+from sweeps.home import Home, note_run
 from sweeps.plan_view import PlanView
 from tests.processes import answer, free_port, wait_for
 from tests.sweeps.promotable import SWEEP, home_of, made_up_sweep
@@ -19,7 +23,7 @@ from tests.trainer.staged import plan
 from trainer.corpus import Corpus
 from trainer.plan import dump
 
-pytestmark = pytest.mark.slow
+ELSEWHERE = "http://127.0.0.1:1/mlflow"  # where nothing answers
 
 
 def with_a_plan(home: Home, corpus: Corpus) -> str:
@@ -54,6 +58,50 @@ def ui(home: Path, port: int) -> Generator[str]:
         assert child.wait(timeout=60) == 0
 
 
+def add_plan(home: Path, name: str, experiment: str) -> None:
+    """As it is begun; `experiment` is empty where MLflow has not been reached."""
+    folder = home / "plans" / name
+    folder.mkdir(parents=True)
+    (folder / "plan.yaml").write_text(dump(replace(plan(home), name=name, tracking_url=ELSEWHERE)))
+    if experiment:
+        note_run(folder, experiment, "run")
+
+
+def command(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    whole = [sys.executable, "-m", "lclab", "ui", *arguments, "--home", str(home)]
+    return subprocess.run(whole, capture_output=True, text=True, timeout=60)
+
+
+def refusal(home: Path, *arguments: str) -> str:
+    done = CliRunner().invoke(app, ["ui", *arguments, "--home", str(home)])
+    assert isinstance(done.exception, UsageError), done.output
+    return str(done.exception)
+
+
+def test_where_a_server_runs_elsewhere_its_pages_are_named_and_nothing_is_started(tmp_path: Path) -> None:
+    """It does not answer, and is not asked."""
+    add_plan(tmp_path, "large", "7")
+    add_plan(tmp_path, "unseen", "")
+    done = command(tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = f"{ELSEWHERE}/#/experiments/7/runs?workflowType=machine_learning"
+    assert done.stdout.splitlines() == [f"MLflow            {ELSEWHERE}", f"  large           {page}"]
+
+
+def test_several_databases_are_told_apart_by_a_name(tmp_path: Path) -> None:
+    small = Home(tmp_path).sweep("small")
+    small.path.mkdir()
+    small.config.write_text("name: small\n")
+    small.note_runs("1", {})
+    add_plan(tmp_path, "large", "7")
+    assert "name one: small, large" in refusal(tmp_path)
+    assert "(there: small, large)" in refusal(tmp_path, "lrge")
+    done = command(tmp_path, "large")
+    assert done.returncode == 0, done.stderr
+    assert "/experiments/7/" in done.stdout and "/experiments/1/" not in done.stdout and "optuna" not in done.stdout
+
+
+@pytest.mark.slow
 def test_a_home_with_plans_alone_is_shown(corpus: Corpus, tmp_path: Path) -> None:
     experiment, port = with_a_plan(Home(tmp_path), corpus), free_port()
     with ui(tmp_path, port) as said:
@@ -63,6 +111,7 @@ def test_a_home_with_plans_alone_is_shown(corpus: Corpus, tmp_path: Path) -> Non
         assert not answer(f"http://127.0.0.1:{port + 1}")
 
 
+@pytest.mark.slow
 def test_sweeps_and_plans_are_linked_side_by_side(corpus: Corpus, tmp_path: Path) -> None:
     home, port = home_of(tmp_path, corpus), free_port()
     made_up_sweep(home, corpus)

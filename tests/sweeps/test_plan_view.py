@@ -14,6 +14,7 @@ from mlflow.entities import Run
 
 from analysis import analyse
 from analysis.gate import Prediction, decide
+from search_space.errors import UsageError
 from sweeps.full_run import run_plan
 from sweeps.home import Home
 from sweeps.plan_view import PlanView
@@ -26,7 +27,7 @@ from tests.trainer.staged import STEPS, plan, stop_after
 from trainer.corpus import Corpus
 from trainer.plan import Plan, Rates, dump
 from trainer.stages import Outcome, outcome_of, read_state, run_stages, stage_folder
-from trainer.trial import Diverged, Interrupted, RungResult
+from trainer.trial import Diverged, Interrupted, OutOfMemory, RungResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NEVER = 1e6  # seconds until the view looks by itself: here it is told to
@@ -144,6 +145,19 @@ def test_a_failure_says_why_until_the_run_goes_on(corpus: Corpus, wanted: Plan, 
     again = run_in(home, wanted)
     assert again.info.run_id == run.info.run_id and again.info.status == "FINISHED"
     assert not {"lclab.reason", "mlflow.note.content"} & again.data.tags.keys()
+
+
+def test_a_reason_fits_its_tag_and_spares_what_somebody_wrote(corpus: Corpus, wanted: Plan, tmp_path: Path) -> None:
+    home, folder = Home(tmp_path), tmp_path / "run"
+    PlanView(wanted, folder, home, corpus, NEVER).close("FAILED", fault=OutOfMemory("too large " * 1000))
+    run, client = run_in(home, wanted), MlflowClient(home.tracking_url)
+    assert run.info.status == "FAILED" and run.data.tags["lclab.reason"].startswith("OutOfMemory: too large")
+    for fault in (UsageError("corpus: it is gone"), None):
+        client.set_tag(run.info.run_id, "mlflow.note.content", "a smaller one next")
+        PlanView(wanted, folder, home, corpus, NEVER).close("FAILED" if fault else "SCHEDULED", fault=fault)
+        run = run_in(home, wanted)
+        assert run.data.tags["mlflow.note.content"] == "a smaller one next"
+        assert run.data.tags.get("lclab.reason") == (fault and "UsageError: corpus: it is gone")
 
 
 def test_another_process_goes_on_with_the_same_run(
