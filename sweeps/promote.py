@@ -1,4 +1,4 @@
-"""From a sweep to the plan of a full-scale run: the evidence, the decision about it, and what is to be trained.
+"""From a sweep to a full-scale run: the evidence, the decision about it, and what goes with the plan (`scale_up`).
 
 What is kept of it in the sweep's folder: `promotion/decision.yaml`, also of a refusal, and `promotion/plan.yaml`. The
 decision is in the model registry too, and in the report.
